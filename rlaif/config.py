@@ -1,0 +1,78 @@
+"""What a run is told to do: one flat configuration, from the command line, a YAML file or Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from rlaif.errors import InputError
+from rlaif.templates import read_yaml
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_listed)]
+
+
+class RunConfig(BaseModel):
+    """The settings of generate, best-of-n and judge. `config.yaml` in the run directory holds them, without secrets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: Literal["generate", "best-of-n", "judge"] = "generate"
+    prompts: str
+    out: str
+    policy: Names = []
+    judge: Names = ["pairwise"]
+    judge_model: str | None = None
+    constitution: str | None = None
+    n: int = Field(default=4, ge=1)
+    temperature: float = Field(default=1.0, ge=0.0)
+    max_tokens: int = Field(default=512, ge=1)
+    system: str | None = None
+    seed: int = 0
+    limit: int | None = Field(default=None, ge=1)
+    allow_truncated: bool = False
+    extra_body: dict[str, Any] = {}
+    concurrency: int = Field(default=64, ge=1)
+    timeout_s: float = Field(default=600.0, gt=0.0)
+    transport: Literal["aiohttp", "openai"] = "aiohttp"
+    retry_failed: bool = False
+
+    def to_yaml(self) -> str:
+        """The resolved configuration as YAML; `rlaif ... --config` reads it."""
+        return str(yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False))
+
+
+def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:
+    """The configuration in `file`, with `given` taking precedence. Raises InputError naming the setting."""
+    settings: dict[str, Any] = {}
+    if file is not None:
+        path = Path(file).expanduser()
+        if not path.is_file():
+            raise InputError(f"no configuration file at {file!r}")
+        loaded = read_yaml(path)
+        if not isinstance(loaded, dict):
+            raise InputError(f"{file}: the file must hold settings, one `name: value` a line")
+        settings = loaded
+    settings |= {name: value for name, value in given.items() if value is not None}
+    try:
+        config = RunConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise InputError(f"the setting `{name}` is missing") from None
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"there is no setting `{name}`; there are {', '.join(RunConfig.model_fields)}") from None
+        raise InputError(f"{name.replace('_', '-')} = {first['input']!r}: {first['msg']}") from None
+    if config.command != "judge" and not config.policy:
+        raise InputError("no policy model: give --policy, for example --policy smollm2")
+    if config.command != "judge" and config.n * len(config.policy) < 2:
+        raise InputError("one candidate a prompt leaves nothing to compare: n times the number of policies must be at least 2")
+    return config

@@ -1,0 +1,69 @@
+"""Prompts in, records out, as they finish.
+
+A prompt's own work is sampling, then judging; different prompts overlap, at most `window` of them. The first judgement of
+a prompt goes ahead of its others, so that these find the shared prefix in the endpoint's cache. When the run has to stop,
+nothing new begins, what is in flight ends and is stored, and StopRun is raised at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from rlaif import pairs
+from rlaif.aio import all_of
+from rlaif.errors import StopRun
+from rlaif.ranking import schedule
+from rlaif.types import Candidate, Judge, Prompt, Propose, Record, Verdict
+
+
+async def run(
+    prompts: Iterable[tuple[int, Prompt]], propose: Propose, judges: Sequence[Judge], *, window: int, allow_truncated: bool
+) -> AsyncIterator[Record]:
+    """Yields each prompt's record when it is finished, in no fixed order. Raises StopRun."""
+    waiting = iter(prompts)
+    running: set[asyncio.Task[Record]] = set()
+    stop: BaseException | None = None
+
+    def start() -> bool:
+        item = next(waiting, None)
+        if item is not None:
+            running.add(asyncio.ensure_future(_record(*item, propose, judges, allow_truncated)))
+        return item is not None
+
+    try:
+        while True:
+            while stop is None and len(running) < window and start():
+                pass
+            if not running:
+                break
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            running -= done
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    yield task.result()
+                elif stop is None or not isinstance(error, StopRun):
+                    stop = error
+        if stop is not None:
+            raise stop
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _record(ordinal: int, prompt: Prompt, propose: Propose, judges: Sequence[Judge], allow_truncated: bool) -> Record:
+    candidates = await propose(prompt)
+    shown = pairs.eligible(candidates, allow_truncated=allow_truncated)
+    verdicts: list[Verdict] = []
+    if len(shown) >= 2:
+        for said in await all_of(*(_verdicts(prompt, shown, judge) for judge in judges)):
+            verdicts.extend(said)
+    return Record(ordinal, prompt, tuple(candidates), tuple(verdicts))
+
+
+async def _verdicts(prompt: Prompt, candidates: Sequence[Candidate], judge: Judge) -> list[Verdict]:
+    groups = [[candidates[k] for k in group] for group in schedule.groups(len(candidates), judge.arity)]
+    first = await judge(prompt, groups[0], candidates)
+    return [first, *await all_of(*(judge(prompt, group, candidates) for group in groups[1:]))]

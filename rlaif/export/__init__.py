@@ -1,0 +1,35 @@
+"""Finished formats: a pure function from a selection to a row each, and one way to write a file."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes rows as UTF-8 JSON lines (gzip for a name in .gz) and returns their number.
+
+    The file appears whole or not at all: it is written beside its place and moved there.
+    """
+    count = 0
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as raw:
+        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw)
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            count += 1
+        if file is not raw:
+            file.close()
+        raw.flush()
+        os.fsync(raw.fileno())
+    part.replace(path)
+    return count
+
+
+def number(value: float) -> float:
+    """`value` as exports show it: six decimals, no negative zero."""
+    return round(value, 6) + 0.0

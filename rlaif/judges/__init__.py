@@ -1,0 +1,93 @@
+"""Judge names and what they mean: a shipped spec, a path to a YAML spec, `file.py:function`, or a function itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rlaif.calls import Tally
+from rlaif.errors import InputError
+from rlaif.judges import code
+from rlaif.judges.llm import PairwiseJudge
+from rlaif.judges.parse import Grammar
+from rlaif.ledger import Ledger
+from rlaif.templates import find, load_constitution, load_template, read_yaml
+from rlaif.types import Answers, Judge
+
+DEFAULT_CONSTITUTION = "hhh"
+_PLACEHOLDERS = ("constitution", "prompt", "a", "b", "mark")
+
+
+class JudgeSpec(BaseModel):
+    """A YAML judge spec."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["pairwise"]
+    model: str | None = None
+    constitution: str | None = None
+    token_template: str = "pairwise-token"
+    text_template: str = "pairwise-text"
+    logprobs: bool = True
+    max_tokens: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class JudgePlan:
+    """A judge that is known to be usable: `model` is the model it needs, if any, `arity` how many it is shown at a time."""
+
+    model: str | None
+    arity: int | None
+    build: Callable[[Answers | None, Ledger, Tally], Judge]
+
+
+def resolve(judge: str | code.JudgeFunction, *, model: str | None, constitution: str | None) -> JudgePlan:
+    """What `judge` means. `model` and `constitution` take precedence over a spec's. Raises InputError."""
+    if not isinstance(judge, str):
+        if not callable(judge):
+            raise InputError(f"judge {judge!r} is neither a name nor a function")
+        return _from_function(judge)
+    file, colon, function = judge.rpartition(":")
+    if colon and file.endswith(".py"):
+        found, source = code.load(judge, find("judges", file, ".py"), function)
+        return _from_function(found, name=function, source=source)
+    path = find("judges", judge, ".yaml")
+    if path.suffix == ".py":
+        raise InputError(f"judge {judge!r} is a Python file: name the function too, as {judge}:{path.stem}")
+    return _from_spec(judge, path, model, constitution)
+
+
+def _from_function(function: code.JudgeFunction, *, name: str | None = None, source: str | None = None) -> JudgePlan:
+    def build(_: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
+        return code.CodeJudge(function, ledger, tally, name=name, source=source)
+
+    return JudgePlan(None, getattr(function, "arity", None), build)
+
+
+def _from_spec(judge: str, path: Path, model: str | None, constitution: str | None) -> JudgePlan:
+    try:
+        spec = JudgeSpec.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"]) or "the whole"
+        raise InputError(f"judge {judge!r} ({path}): {place}: {first['msg']}") from None
+    model = model or spec.model
+    if model is None:
+        raise InputError(f"judge {judge!r} needs a model: give --judge-model")
+    principles = load_constitution(constitution or spec.constitution or DEFAULT_CONSTITUTION)
+    token = load_template(spec.token_template, needs=_PLACEHOLDERS)
+    text = load_template(spec.text_template, needs=_PLACEHOLDERS)
+    for template in (token, text):
+        Grammar.of(template.front, template.name)
+
+    def build(answers: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
+        assert answers is not None, "a pairwise judge is built with its model"
+        return PairwiseJudge(
+            answers, principles, token=token, text=text, name=path.stem, logprobs=spec.logprobs, max_tokens=spec.max_tokens
+        )
+
+    return JudgePlan(model, PairwiseJudge.arity, build)

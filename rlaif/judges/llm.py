@@ -1,0 +1,149 @@
+"""The pairwise LLM judge: a model compares two answers under a constitution.
+
+Where the endpoint gives log-probabilities, the judge asks for the bare letter and reads the probabilities; where they
+are missing, or the letters hold less than half of the mass, it asks for `[[A]]`, `[[B]]` or `[[C]]` as text (or for a
+constrained letter, where the model can). A model that left them out of its first replies is asked for text at once. The
+prompt is built so that shared prefixes stay shared: constitution and instructions, then the prompt, then the answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+from rlaif.errors import CallFailed, Unsupported
+from rlaif.judges.parse import Grammar, Unreadable
+from rlaif.keys import digest
+from rlaif.templates import Constitution, Template
+from rlaif.types import Answers, Candidate, Choice, Prompt, Request, Verdict
+
+log = logging.getLogger("rlaif")
+
+_TOP_LOGPROBS = 20
+_MASS_NEEDED = 0.5
+_REPLIES_WITHOUT = 3
+
+
+class PairwiseJudge:
+    """Compares two candidates. `name` is KIND:MODEL."""
+
+    arity: int | None = 2
+
+    def __init__(
+        self,
+        model: Answers,
+        constitution: Constitution,
+        *,
+        token: Template,
+        text: Template,
+        name: str = "pairwise",
+        logprobs: bool = True,
+        max_tokens: int = 2048,
+    ) -> None:
+        self.name = f"{name}:{model.name}"
+        self.digest = digest(
+            [
+                "pairwise",
+                dict(model.identity),
+                constitution.digest,
+                token.digest,
+                text.digest,
+                logprobs,
+                max_tokens,
+            ]
+        )
+        self._model, self._constitution, self._max_tokens = model, constitution, max_tokens
+        self._token, self._text = token, text
+        self._token_grammar, self._text_grammar = Grammar.of(token.front, token.name), Grammar.of(text.front, text.name)
+        self._logprobs, self._told = logprobs, False
+        self._seen_with = self._seen_without = 0
+
+    async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
+        """One verdict on two candidates in the order shown; a reply that cannot be read is a verdict without scores."""
+        ids = tuple(c.id for c in shown)
+        values = {
+            "constitution": self._constitution.text,
+            "prompt": prompt.text,
+            "a": shown[0].text,
+            "b": shown[1].text,
+            "mark": mark_for(prompt, among),
+        }
+        try:
+            scores = await self._by_token(values) if self._logprobs else None
+            if scores is not None:
+                return Verdict(self.name, ids, scores, scale="probability")
+            return await self._by_text(ids, values)
+        except Unsupported as error:
+            self._fall_back(str(error))
+            self._logprobs = False
+            return await self(prompt, shown, among)
+        except CallFailed as error:
+            return Verdict(self.name, ids, None, error=f"{error.kind}: {error}")
+
+    async def _by_token(self, values: Mapping[str, str]) -> tuple[float, float] | None:
+        """The probabilities of the two letters, None where they cannot be had."""
+        choice = await self._ask(self._token, values, choices=())
+        if choice.first_token is None:
+            self._seen_without += 1
+            if self._seen_with == 0 and self._seen_without >= _REPLIES_WITHOUT:
+                self._logprobs = False
+            self._fall_back(f"{self._model.name} gives no log-probabilities")
+            return None
+        self._seen_with += 1
+        scores = self._read(choice)
+        if scores is None and self._model.constrains:
+            scores = self._read(await self._ask(self._token, values, choices=self._token_grammar.options))
+        return scores
+
+    def _read(self, choice: Choice) -> tuple[float, float] | None:
+        try:
+            scores, mass = self._token_grammar.read_token(choice.first_token or {})
+        except Unreadable:
+            return None
+        return scores if mass >= _MASS_NEEDED else None
+
+    async def _by_text(self, ids: tuple[str, ...], values: Mapping[str, str]) -> Verdict:
+        request = Request(
+            messages=_messages(self._text, values), temperature=0.0, max_tokens=self._max_tokens, mark=values["mark"]
+        )
+        choice = await self._model.answer(request)
+        try:
+            if choice.error:
+                raise Unreadable(choice.error)
+            scores = self._text_grammar.read_text(choice.text)
+        except Unreadable as error:
+            cut = " (the reply was cut at its token limit)" if choice.finish == "length" else ""
+            return Verdict(self.name, ids, None, error=f"unreadable: {error}{cut}", reason=choice.text or None)
+        return Verdict(self.name, ids, scores, scale="vote", reason=choice.text)
+
+    async def _ask(self, template: Template, values: Mapping[str, str], *, choices: tuple[str, ...]) -> Choice:
+        return await self._model.answer(
+            Request(
+                messages=_messages(template, values),
+                temperature=1.0,
+                max_tokens=1,
+                logprobs=_TOP_LOGPROBS,
+                choices=choices,
+                mark=values["mark"],
+            )
+        )
+
+    def _fall_back(self, why: str) -> None:
+        if not self._told:
+            self._told = True
+            log.warning("%s: the judge falls back to verdicts as text (`logprobs: false` in its spec says so ahead)", why)
+
+
+def mark_for(prompt: Prompt, candidates: Sequence[Candidate]) -> str:
+    """A delimiter that stands in none of the texts: a hash of the prompt and the candidates, whatever their order."""
+    texts = sorted(c.text for c in candidates)
+    salt = 0
+    while True:
+        mark = digest([prompt.text, texts, salt], 6)
+        if not any(mark in text for text in (prompt.text, *texts)):
+            return mark
+        salt += 1
+
+
+def _messages(template: Template, values: Mapping[str, str]) -> tuple[dict[str, str], ...]:
+    return ({"role": "user", "content": template.fill(**values)},)

@@ -1,0 +1,86 @@
+"""Model names and what they mean.
+
+openai/NAME[@URL]   any OpenAI-compatible endpoint
+gguf/FILE           llama.cpp in this process
+smollm2             the small real model, offline on a CPU
+fake/NAME           a scripted model
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlaif.endpoint import Endpoint
+from rlaif.errors import InputError
+from rlaif.models import fake, gguf, openai, smollm2
+from rlaif.types import Model
+
+
+class Models:
+    """Opens models by name, each once; models behind one address share its limits."""
+
+    def __init__(
+        self, *, concurrency: int, timeout_s: float, transport: str = "aiohttp", extra_body: Mapping[str, Any] | None = None
+    ) -> None:
+        self._concurrency, self._timeout_s, self._transport = concurrency, timeout_s, transport
+        self._extra_body = dict(extra_body or {})
+        self._models: dict[str, Model] = {}
+        self._endpoints: dict[str, Endpoint] = {}
+
+    def open(self, name: str) -> Model:
+        """The model that `name` means. Raises InputError; sends nothing yet."""
+        if name not in self._models:
+            self._models[name] = self._make(name)
+        return self._models[name]
+
+    async def close(self) -> None:
+        """Closes every model that was opened."""
+        for model in self._models.values():
+            await model.close()
+        self._models.clear()
+
+    def _make(self, name: str) -> Model:
+        kind, _, rest = name.partition("/")
+        if kind == "openai" and rest:
+            return self._openai(rest)
+        if kind == "gguf" and rest:
+            return self._gguf(name, Path(rest).expanduser())
+        if name == "smollm2":
+            return self._gguf(name, smollm2.path())
+        if kind == "fake" and rest:
+            return fake.make(rest)
+        if kind == "hf" and rest:
+            raise InputError(f"{name!r}: transformers models are not there yet; use gguf/FILE or an endpoint")
+        raise InputError(f"{name!r} is no model; use openai/NAME[@URL], gguf/FILE, smollm2 or fake/oracle")
+
+    def _openai(self, rest: str) -> Model:
+        name, url = openai.split_url(rest)
+        key = openai.api_key_for(name, url)
+        endpoint = self._endpoints.setdefault(url, Endpoint(url, concurrency=self._concurrency))
+        transport = openai.make_transport(self._transport, url, api_key=key, timeout_s=self._timeout_s)
+        identity = {"openai": name, "url": url, "extra": self._extra_body}
+        return openai.OpenAI(
+            f"openai/{name}",
+            identity=identity,
+            endpoint=endpoint,
+            transport=transport,
+            served_as=name,
+            extra_body=self._extra_body,
+        )
+
+    def _gguf(self, name: str, path: Path) -> Model:
+        weights = gguf.weights_digest(path, smollm2.cache_dir() / "digests.json")
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise gguf.missing_extra()
+        shown = name if name == "smollm2" else f"gguf/{path.stem}"
+        return gguf.Gguf(
+            shown,
+            path,
+            weights=weights,
+            concurrency=self._concurrency,
+            timeout_s=self._timeout_s,
+            extra_body=self._extra_body,
+        )

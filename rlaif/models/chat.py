@@ -1,0 +1,133 @@
+"""Chat-completion bodies, as OpenAI-compatible endpoints write them: building requests and reading responses.
+
+Thinking is kept apart from the answer: `reasoning_content` or `reasoning` of the message, or a leading `<think>` block.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from rlaif.endpoint import ErrorInside
+from rlaif.errors import CallFailed
+from rlaif.types import Choice, Message, Reply, Request
+
+if TYPE_CHECKING:
+    pass  # the shape that `write` makes and `read` expects
+
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+def read(body: bytes) -> Reply:
+    """The parsed response. Raises CallFailed (`bad_body`, `empty`) or ErrorInside if it is no answer."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        raise CallFailed("bad_body", f"the response is no JSON: {body[:80]!r}") from None
+    if not isinstance(data, dict):
+        raise CallFailed("bad_body", f"the response is no JSON object: {body[:80]!r}")
+    raw = data.get("choices")
+    if not isinstance(raw, list):
+        if data.get("error"):
+            raise ErrorInside(_status(data["error"]), str(data["error"])[:300])
+        raise CallFailed("bad_body", f"the response has no list of choices: {body[:80]!r}")
+    if not raw:
+        raise CallFailed("empty", "the response has an empty list of choices")
+    if not all(isinstance(c, dict) for c in raw):
+        raise CallFailed("bad_body", "a choice of the response is no object")
+    raw = sorted(raw, key=lambda c: c["index"] if isinstance(c.get("index"), int) else 0)
+    usage = data.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    return Reply(
+        choices=tuple(_choice(c) for c in raw),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+    )
+
+
+def write(model: str, choices: list[dict[str, Any]], *, prompt_tokens: int | None, completion_tokens: int | None) -> bytes:
+    """A response body for models that are no HTTP endpoint; `read` is its inverse."""
+    completion: dict[str, Any] = {
+        "object": "chat.completion",
+        "model": model,
+        "choices": [{"index": i, **choice} for i, choice in enumerate(choices)],
+        "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
+    }
+    return json.dumps(completion, ensure_ascii=False).encode()
+
+
+def request_body(model: str, request: Request, extra: dict[str, Any]) -> dict[str, Any]:
+    """The request as an endpoint expects it; fields at their default are left out, `extra` wins over the rest."""
+    body: dict[str, Any] = {"model": model, "messages": list(request.messages)}
+    if request.n > 1:
+        body["n"] = request.n
+    for name in ("temperature", "max_tokens", "seed"):
+        if getattr(request, name) is not None:
+            body[name] = getattr(request, name)
+    if request.logprobs:
+        body |= {"logprobs": True, "top_logprobs": request.logprobs}
+    return body | extra
+
+
+def split_thinking(text: str) -> tuple[str, str | None]:
+    """(answer, thinking) of a text that may open with a `<think>` block; an unclosed block is all thinking."""
+    opened = text.lstrip()
+    if opened.startswith(_OPEN):
+        thinking, closed, answer = opened[len(_OPEN) :].partition(_CLOSE)
+        return (answer.lstrip() if closed else ""), thinking.strip()
+    if _CLOSE in text and _OPEN not in text:  # the chat template has opened the block in the prompt
+        thinking, _, answer = text.partition(_CLOSE)
+        return answer.lstrip(), thinking.strip()
+    return text, None
+
+
+def _choice(raw: dict[str, Any]) -> Choice:
+    message: Message = raw["message"] if isinstance(raw.get("message"), dict) else {}
+    finish = raw.get("finish_reason")
+    content, refusal = message.get("content"), message.get("refusal")
+    thinking = message.get("reasoning_content") or message.get("reasoning") or None
+    error = None
+    if not isinstance(content, str):
+        error = "refused by the endpoint" if isinstance(refusal, str) else "no text in the message"
+        content = ""
+    text, inner = split_thinking(content)
+    if error is None and finish == "content_filter":
+        error = "stopped by the endpoint's content filter"
+    return Choice(
+        text=_encodable(text),
+        finish=finish if isinstance(finish, str) else None,
+        thinking=_encodable(str(thinking or inner)) if thinking or inner else None,
+        first_token=_first_token(raw.get("logprobs")),
+        error=error,
+    )
+
+
+def _first_token(logprobs: Any) -> dict[str, float] | None:
+    """Token -> probability of the alternatives of the first token. None where there are none or one is no number."""
+    try:
+        first = logprobs["content"][0]
+        listed = first.get("top_logprobs") or first.get("top_probs") or [first]
+        found: dict[str, float] = {}
+        for entry in listed:
+            value = float(entry["prob"]) if "prob" in entry else math.exp(min(float(entry["logprob"]), 1.0))
+            if not 0.0 <= value <= 1.0 + 1e-6:
+                return None
+            found[str(entry["token"])] = found.get(str(entry["token"]), 0.0) + value
+        return found
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
+        return None
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates replaced, so that it can be written as UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _status(error: Any) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 502

@@ -1,0 +1,252 @@
+"""`openai/NAME[@URL]`: any OpenAI-compatible endpoint.
+
+The hot path is aiohttp: of the clients measured in benchmarks/http_client.py it takes the least CPU a request. The
+`openai` package can carry the requests instead (`transport="openai"`), for what only it knows; its own retries are off.
+What an endpoint refuses is learned once: `max_completion_tokens` for `max_tokens`, no temperature, no seed, no logprobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+
+from rlaif.endpoint import Endpoint, Rejected, Response, TransportError
+from rlaif.errors import CallFailed, InputError, Unsupported
+from rlaif.models import chat
+from rlaif.types import Keep, Reply, Request
+
+if TYPE_CHECKING:
+    import aiohttp
+    import openai
+
+log = logging.getLogger("rlaif")
+
+DEFAULT_URL = "https://api.openai.com/v1"
+MAX_BODY_BYTES = 64 * 2**20
+
+
+class Transport(Protocol):
+    """Carries one chat request to an endpoint."""
+
+    async def post(self, body: dict[str, Any]) -> Response:
+        """The endpoint's response, whatever its status. Raises TransportError if there is none."""
+
+    async def close(self) -> None:
+        """Closes the connections."""
+
+
+class OpenAI:
+    """A model behind an OpenAI-compatible endpoint."""
+
+    max_n = 128
+    constrains = False
+    free = False
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        identity: Mapping[str, Any],
+        endpoint: Endpoint,
+        transport: Transport,
+        served_as: str,
+        extra_body: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self.identity = identity
+        self._endpoint, self._transport, self._served_as = endpoint, transport, served_as
+        self.window = 2 * endpoint.concurrency
+        self._extra = dict(extra_body or {})
+        self._dropped: set[str] = set()
+        self._renamed: dict[str, str] = {}
+
+    async def send(self, request: Request, keep: Keep) -> bytes:
+        """One kept response. Raises CallFailed, Unsupported("logprobs") or StopRun."""
+        while True:
+            if request.logprobs and "logprobs" in self._dropped:
+                raise Unsupported("logprobs", f"{self.name} refuses logprobs")
+            body = self._body(request)
+            try:
+                return await self._endpoint.call(lambda b=body: self._post(b), keep, chat.read)  # type: ignore[misc]
+            except Rejected as rejected:
+                if not self._learn(rejected, body):
+                    self._endpoint.rejected(rejected)
+                    raise CallFailed("bad_request", str(rejected)) from None
+
+    def read(self, body: bytes) -> Reply:
+        """The parsed response."""
+        return chat.read(body)
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._transport.close()
+
+    async def _post(self, body: dict[str, Any]) -> Response:
+        return await self._transport.post(body)
+
+    def _body(self, request: Request) -> dict[str, Any]:
+        body = chat.request_body(self._served_as, request, self._extra)
+        for name in self._dropped:
+            body.pop(name, None)
+        for name, instead in self._renamed.items():
+            if name in body:
+                body[instead] = body.pop(name)
+        return body
+
+    def _learn(self, rejected: Rejected, sent: dict[str, Any]) -> bool:
+        """Takes a refused field out of later requests. True if trying again makes sense."""
+        said = str(rejected).lower()
+        if "max_tokens" in sent and "max_completion_tokens" in said:
+            self._renamed["max_tokens"] = "max_completion_tokens"
+            return True
+        refusing = ("support", "unrecogni", "unknown", "not allowed", "not permitted", "extra", "only the default", "invalid")
+        if not any(word in said for word in refusing):
+            return False
+        for name in ("logprobs", "top_logprobs", "temperature", "seed", "n"):
+            named = rejected.param == name or f"'{name}'" in said or f"`{name}`" in said or f'"{name}"' in said
+            if name not in sent or name in self._extra:
+                continue
+            if named or (len(name) > 1 and name in said.replace("[", " ").replace("]", " ").split()):
+                refused = {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
+                self._dropped |= refused
+                log.warning("%s refuses %s: it is left out from now on", self.name, ", ".join(sorted(refused)))
+                return True
+        return False
+
+
+class AiohttpTransport:
+    """Requests over one aiohttp session, opened in the loop that first uses it."""
+
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
+        self._url, self._timeout_s = url, timeout_s
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, body: dict[str, Any]) -> Response:
+        """The endpoint's response. Raises TransportError if there is none within `timeout_s`."""
+        import aiohttp
+
+        session = self._session or self._open()
+        try:
+            async with session.post(f"{self._url}/chat/completions", data=json.dumps(body).encode()) as response:
+                payload = await response.content.read(MAX_BODY_BYTES + 1)
+                while len(payload) <= MAX_BODY_BYTES and not response.content.at_eof():
+                    payload += await response.content.read(MAX_BODY_BYTES + 1 - len(payload))
+                if len(payload) > MAX_BODY_BYTES:
+                    raise CallFailed("too_big", f"{self._url}: the response is larger than {MAX_BODY_BYTES} bytes")
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                return Response(response.status, headers, payload)
+        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+            raise TransportError(f"cannot connect: {error}", reached=False) from None
+        except TimeoutError:
+            raise TransportError(f"no complete response within {self._timeout_s:g} s", reached=True) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise TransportError(f"the connection broke: {type(error).__name__}: {error}", reached=True) from None
+
+    async def post_json(self, url: str, payload: Any) -> Any:
+        """The JSON that another path of the same server answers to `payload`. Raises aiohttp's errors."""
+        session = self._session or self._open()
+        async with session.post(url, data=json.dumps(payload).encode()) as response:
+            return await response.json()
+
+    async def close(self) -> None:
+        """Closes the session."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=0),  # the endpoint's slots are the limit
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            trust_env=not is_local(self._url),
+        )
+        return self._session
+
+
+class OpenAITransport:
+    """Requests through the `openai` package's client, for its proxies, headers and authentication."""
+
+    def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
+        self._settings: dict[str, Any] = {"base_url": url, "api_key": api_key or "none", "timeout": timeout_s, "max_retries": 0}
+        self._timeout_s = timeout_s
+        self._client: openai.AsyncOpenAI | None = None
+
+    async def post(self, body: dict[str, Any]) -> Response:
+        """The endpoint's response. Raises TransportError if there is none within the time."""
+        import openai
+
+        if self._client is None:
+            self._client = openai.AsyncOpenAI(**self._settings)
+        raw = self._client.chat.completions.with_raw_response
+        try:
+            response = await asyncio.wait_for(
+                raw.create(
+                    messages=body["messages"],
+                    model=body["model"],
+                    extra_body={k: v for k, v in body.items() if k not in ("messages", "model")},
+                ),
+                self._timeout_s,
+            )
+        except openai.APIStatusError as error:
+            return Response(error.status_code, dict(error.response.headers), error.response.content)
+        except (TimeoutError, openai.APITimeoutError):
+            raise TransportError(f"no complete response within {self._timeout_s:g} s", reached=True) from None
+        except openai.APIConnectionError as error:
+            raise TransportError(f"cannot connect: {error.__cause__ or error}", reached=False) from None
+        return Response(response.status_code, dict(response.headers), response.content)
+
+    async def close(self) -> None:
+        """Closes the client."""
+        if self._client is not None:
+            await self._client.close()
+
+
+def split_url(rest: str) -> tuple[str, str]:
+    """(name, base URL) of `NAME[@URL]`; without a URL, OPENAI_BASE_URL or OpenAI's own. Raises InputError."""
+    name, at, url = rest.partition("@http")
+    url = "http" + url if at else os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT_URL
+    parts = urlsplit(url)
+    if not name or not parts.hostname or parts.scheme not in ("http", "https"):
+        raise InputError(f"'openai/{rest}' should read openai/NAME or openai/NAME@http://host:port/v1")
+    return name, url.rstrip("/").removesuffix("/chat/completions")
+
+
+def api_key_for(name: str, url: str) -> str | None:
+    """OPENAI_API_KEY. Raises InputError if it is not set and the address is not on the local machine."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key and not is_local(url):
+        raise InputError(f"'openai/{name}' at {url} needs a key: set OPENAI_API_KEY")
+    return key or None
+
+
+def is_local(url: str) -> bool:
+    """True for an address on this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+def make_transport(kind: str, url: str, *, api_key: str | None, timeout_s: float) -> Transport:
+    """The transport named `kind`: aiohttp or openai. Raises InputError for another."""
+    if kind == "aiohttp":
+        return AiohttpTransport(url, api_key=api_key, timeout_s=timeout_s)
+    if kind == "openai":
+        return OpenAITransport(url, api_key=api_key, timeout_s=timeout_s)
+    raise InputError(f"transport {kind!r} should be aiohttp or openai")

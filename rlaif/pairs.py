@@ -1,0 +1,125 @@
+"""Selection: which candidates of a record may be compared, and which become a pair or a best answer. Pure.
+
+Every record ends in a pair or in a reason:
+
+    sampling_failed   no candidate has any text
+    ineligible        fewer than two candidates are left without the truncated and the empty ones
+    identical         the candidates that are left all say the same
+    no_verdict        no judge said anything readable about them
+    tied              the judges find them equally good
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlaif.ranking.bradley_terry import win_probability
+from rlaif.types import Candidate, PreferencePair, Ranking, Record, Verdict
+
+_TIE = 1e-6
+
+
+def normalised(text: str) -> str:
+    """The text as duplicates are told by: NFC, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def eligible(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> list[Candidate]:
+    """The candidates worth judging, the first of each that says the same: not empty, not truncated unless allowed."""
+    seen: set[str] = set()
+    kept = []
+    for candidate in candidates:
+        text = normalised(candidate.text)
+        if candidate.empty or (candidate.truncated and not allow_truncated) or text in seen:
+            continue
+        seen.add(text)
+        kept.append(candidate)
+    return kept
+
+
+def why_not_judged(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> str:
+    """The reason of a record with fewer than two different eligible candidates."""
+    if all(c.empty for c in candidates):
+        return "sampling_failed" if any(c.error for c in candidates) or not candidates else "ineligible"
+    usable = [c for c in candidates if not c.empty and (allow_truncated or not c.truncated)]
+    return "identical" if len(usable) >= 2 else "ineligible"
+
+
+def best_worst(record: Record, ranking: Ranking, *, allow_truncated: bool = False) -> PreferencePair | str:
+    """The strongest candidate against the weakest, or the reason why there is no pair."""
+    if len(ranking.ids) < 2:
+        return why_not_judged(record.candidates, allow_truncated=allow_truncated)
+    if all(v.scores is None for v in record.verdicts):
+        return "no_verdict"
+    order = sorted(range(len(ranking.ids)), key=lambda k: (-ranking.strengths[k], k))
+    best, worst = order[0], order[-1]
+    p = win_probability(ranking.strengths[best], ranking.strengths[worst])
+    if p < 0.5 + _TIE:
+        return "tied"
+    by_id = {c.id: c for c in record.candidates}
+    return PreferencePair(
+        prompt=record.prompt,
+        chosen=by_id[ranking.ids[best]],
+        rejected=by_id[ranking.ids[worst]],
+        score_chosen=ranking.scores[best],
+        score_rejected=ranking.scores[worst],
+        p_chosen=p,
+        judge=judge_name(record),
+        flip=flip(record.verdicts, ranking.ids[best], ranking.ids[worst]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best of n candidates. `p_win` is its mean probability of beating another of the n; a copy of it counts 1/2."""
+
+    record: Record
+    winner: Candidate
+    score: float
+    p_win: float
+    n: int
+
+
+def best_of_n(record: Record, ranking: Ranking, *, allow_truncated: bool = False) -> Best | str:
+    """The strongest candidate, the first one of equals, or the reason why there is none.
+
+    Candidates that all say the same need no verdict: any of them is the best, with p_win 1/2.
+    """
+    usable = [c for c in record.candidates if not c.empty and (allow_truncated or not c.truncated)]
+    if not usable:
+        return why_not_judged(record.candidates, allow_truncated=allow_truncated)
+    if len(ranking.ids) >= 2 and all(v.scores is None for v in record.verdicts):
+        return "no_verdict"
+    best = max(range(len(ranking.ids)), key=lambda k: (ranking.strengths[k], -k))
+    by_text = {normalised(c.text): k for k in range(len(ranking.ids)) for c in usable if c.id == ranking.ids[k]}
+    others = [by_text[normalised(c.text)] for c in usable if c.id != ranking.ids[best]]
+    wins = [win_probability(ranking.strengths[best], ranking.strengths[k]) for k in others]
+    winner = next(c for c in usable if c.id == ranking.ids[best])
+    return Best(record, winner, ranking.scores[best], sum(wins) / len(wins) if wins else 1.0, len(usable))
+
+
+def judge_name(record: Record) -> str:
+    """The judges of a record, joined: a jury is `first+second`."""
+    return "+".join(dict.fromkeys(v.judge for v in record.verdicts))
+
+
+def flip(verdicts: Sequence[Verdict], first: str, second: str) -> bool | None:
+    """Whether the two orders of a pair named different winners, for any judge; None unless both were readable."""
+    found = [f for f in flips(verdicts).get(frozenset((first, second)), []) if f is not None]
+    return any(found) if found else None
+
+
+def flips(verdicts: Sequence[Verdict]) -> dict[frozenset[str], list[bool | None]]:
+    """For each pair shown in both orders, a judge each: did the orders name different winners (None: not both readable)."""
+    by_order = {(v.judge, v.shown): v for v in verdicts if len(v.shown) == 2}
+    found: dict[frozenset[str], list[bool | None]] = {}
+    for (judge, shown), verdict in by_order.items():
+        other = by_order.get((judge, shown[::-1]))
+        if other is None or shown > shown[::-1]:
+            continue
+        readable = verdict.scores is not None and other.scores is not None
+        winners = {verdict.winner, other.winner} - {None}
+        found.setdefault(frozenset(shown), []).append(len(winners) == 2 if readable else None)
+    return found

@@ -1,0 +1,136 @@
+"""Texts that judges are made of: where they are found, how they are filled, what they hash to.
+
+A name is looked up among the shipped files (in the wheel under `rlaif/_data`, in a checkout beside the package); anything
+with a slash or a suffix is a path. Templates are filled in one pass over their declared placeholders: a candidate that
+contains `{prompt}` stays as it is. A template opens with YAML front matter between two `---` lines.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlaif.errors import InputError
+from rlaif.keys import digest
+
+_PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+
+
+@cache
+def data_dir() -> Path:
+    """The folder that holds `prompts/` and `judges/`: inside the installed package, else the source checkout."""
+    packaged = Path(__file__).parent / "_data"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent
+
+
+def find(folder: str, name: str, *suffixes: str) -> Path:
+    """The file that `name` means: a path if there is one, else a shipped file of `folder`. Raises InputError."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = data_dir() / folder
+    if path.name == name:
+        for suffix in ("", *suffixes):
+            if (shipped / (name + suffix)).is_file():
+                return shipped / (name + suffix)
+    else:  # `judges/shortest.py` names the shipped file from anywhere, as it does in a checkout
+        inside = data_dir() / name
+        if path.parts[0] in ("judges", "prompts") and inside.is_file():
+            return inside
+    known = sorted({p.stem for s in suffixes for p in shipped.glob("*" + s) if not p.name.startswith("_")})
+    raise InputError(f"{name!r} is neither a file nor one of the shipped {folder}: {', '.join(known)}")
+
+
+def read_yaml(path: Path) -> Any:
+    """The parsed YAML file. Raises InputError naming the file and the place."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text with placeholders, and its front matter."""
+
+    name: str
+    text: str
+    front: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Changes with the text and the front matter."""
+        return digest([self.text, self.front])
+
+    def fill(self, **values: str) -> str:
+        """The text with every declared placeholder replaced in one pass; values are never scanned again."""
+        return _PLACEHOLDER.sub(lambda m: values[m[1]] if m[1] in values else m[0], self.text)
+
+
+def load_template(name: str, *, needs: tuple[str, ...]) -> Template:
+    """The named template. Raises InputError if it lacks one of the placeholders in `needs`."""
+    path = find("prompts/templates", name, ".txt")
+    text = path.read_text(encoding="utf-8-sig")
+    front: dict[str, Any] = {}
+    if text.startswith("---\n") and "\n---\n" in text:
+        head, text = text[4:].split("\n---\n", 1)
+        try:
+            front = yaml.safe_load(head) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: its front matter is not valid YAML: {' '.join(str(error).split())}") from None
+    missing = sorted(set(needs) - set(_PLACEHOLDER.findall(text)))
+    if missing:
+        raise InputError(f"{path}: the template lacks {', '.join('{' + m + '}' for m in missing)}")
+    return Template(name=path.stem, text=text.strip(), front=front)
+
+
+@dataclass(frozen=True, slots=True)
+class Principle:
+    """One sentence of a constitution."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Constitution:
+    """What a judge is to prefer: principles with ids."""
+
+    id: str
+    principles: tuple[Principle, ...]
+
+    @property
+    def text(self) -> str:
+        """The principles as the judge reads them, one a line."""
+        return "\n".join(f"- {p.text}" for p in self.principles)
+
+    @property
+    def digest(self) -> str:
+        """Changes with any id or text."""
+        return digest([self.id, [[p.id, p.text] for p in self.principles]])
+
+
+def load_constitution(name: str) -> Constitution:
+    """The named constitution. Raises InputError naming the file and what is wrong with it."""
+    path = find("prompts/constitutions", name, ".yaml")
+    raw = read_yaml(path)
+    if isinstance(raw, dict):
+        raw_principles, title = raw.get("principles"), str(raw.get("id", path.stem))
+    else:
+        raw_principles, title = raw, path.stem
+    if not isinstance(raw_principles, list) or not raw_principles:
+        raise InputError(f"{path}: `principles` must be a list with at least one principle")
+    principles = []
+    for place, item in enumerate(raw_principles, 1):
+        entry = {"text": item} if isinstance(item, str) else item
+        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
+            raise InputError(f"{path}: principle {place} needs a `text`, got {item!r}")
+        principles.append(Principle(id=str(entry.get("id", place)), text=entry["text"].strip()))
+    if len({p.id for p in principles}) < len(principles):
+        raise InputError(f"{path}: two principles have the same id")
+    return Constitution(id=title, principles=tuple(principles))

@@ -1,0 +1,224 @@
+"""The nouns: Prompt -> Candidates -> Verdicts -> Record || Ranking -> PreferencePair.
+
+A verdict scores the candidates it was shown, in the order shown. One shown is a rating, two a comparison, k a ranking;
+showing two in the other order is a second verdict; a tie is equal scores. A judge that failed is a verdict without
+scores and with an error: never a tie, a zero or a win. Verdicts name candidates by id, never by position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+Message = dict[str, Any]
+"""A chat message, `{"role": ..., "content": ...}`, as OpenAI-compatible endpoints and trainers read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the policy is asked. `fields` keeps the input row's other columns."""
+
+    id: str
+    messages: tuple[Message, ...]
+    reference: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The conversation as one text: a lone user message as it is, anything else with its roles."""
+        if len(self.messages) == 1 and self.messages[0]["role"] == "user":
+            return str(self.messages[0]["content"])
+        return "\n\n".join(f"[{m['role']}]\n{m['content']}" for m in self.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One answer to a prompt. `id` is unique within the prompt; `error` says why there is no text."""
+
+    id: str
+    text: str
+    model: str = ""
+    finish: str | None = None
+    thinking: str | None = None
+    error: str | None = None
+    score: float | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """True if the answer was cut at the token limit."""
+        return self.finish == "length"
+
+    @property
+    def empty(self) -> bool:
+        """True if there is nothing to read, because of an error or because the model said nothing."""
+        return self.error is not None or not self.text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of the candidates it was shown.
+
+    `shown` holds candidate ids in the order shown, `scores` one number for each of them, or None with `error` set.
+    `scale` says what the scores are: "probability" (each one's probability of being the best shown; they sum to 1),
+    "vote" (a named winner, or a tie: only the order counts) or "rating" (any real numbers, higher is better).
+    """
+
+    judge: str
+    shown: tuple[str, ...]
+    scores: tuple[float, ...] | None
+    scale: Literal["probability", "vote", "rating"] = "rating"
+    error: str | None = None
+    reason: str | None = None
+
+    @property
+    def winner(self) -> str | None:
+        """The id with the highest score, None for a tie at the top or a failed verdict."""
+        if self.scores is None:
+            return None
+        top = max(self.scores)
+        best = [c for c, s in zip(self.shown, self.scores, strict=True) if s == top]
+        return best[0] if len(best) == 1 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that was bought for one prompt. `ordinal` is its place in the input, from 0."""
+
+    ordinal: int
+    prompt: Prompt
+    candidates: tuple[Candidate, ...]
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Candidates of one prompt on one scale.
+
+    `ids` and `strengths` are aligned; strengths are Bradley-Terry log-strengths with mean 0, so that
+    P(i better than j) = 1 / (1 + exp(strength_j - strength_i)). `scores` are what an export shows: the mean rating
+    where one rating judge scored every candidate, the strengths otherwise.
+    """
+
+    ids: tuple[str, ...]
+    strengths: tuple[float, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Chosen and rejected for one prompt, and how sure the label is.
+
+    `p_chosen` (0.5..1) is the probability that chosen is better, `p_source` where it comes from, `flip` whether the two
+    orders of this pair named different winners (None unless both were judged readably).
+    """
+
+    prompt: Prompt
+    chosen: Candidate
+    rejected: Candidate
+    score_chosen: float
+    score_rejected: float
+    p_chosen: float
+    judge: str
+    flip: bool | None = None
+    p_source: str = "judge"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One model call.
+
+    `logprobs` asks for that many alternatives of each token. `choices` asks for an answer from this list alone, where
+    the model can constrain. `mark` is the delimiter in the messages of one prompt's judge calls: calls with the same
+    mark share a long prefix, and a call is known without it, so that more candidates leave old comparisons valid.
+    """
+
+    messages: tuple[Message, ...]
+    n: int = 1
+    temperature: float | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    logprobs: int = 0
+    choices: tuple[str, ...] = ()
+    mark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer of a model. `first_token` maps the alternatives of the first answer token to probabilities."""
+
+    text: str
+    finish: str | None = None
+    thinking: str | None = None
+    first_token: Mapping[str, float] | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A model's response: its choices in order, and the tokens it counted (None where it did not say)."""
+
+    choices: tuple[Choice, ...]
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+Keep = Callable[[bytes], Awaitable[None]]
+"""Stores a response body durably; a model awaits it before it parses the body."""
+
+
+class Model(Protocol):
+    """Something that answers chat requests.
+
+    `identity` is what the ledger's keys know it by, `max_n` the most choices in a response, `window` how many prompts at
+    once keep it busy; `constrains` says that it honours `Request.choices`, `free` that its calls cost no money.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    max_n: int
+    window: int
+    constrains: bool
+    free: bool
+
+    async def send(self, request: Request, keep: Keep) -> bytes:
+        """Buys one response and keeps it. Raises CallFailed, Unsupported or StopRun."""
+
+    def read(self, body: bytes) -> Reply:
+        """Parses a kept body, purely. Raises CallFailed if it is no answer."""
+
+    async def close(self) -> None:
+        """Frees connections and memory."""
+
+
+class Answers(Protocol):
+    """A model as judges see it: an answer already bought is not bought again."""
+
+    name: str
+    constrains: bool
+    identity: Mapping[str, Any]
+
+    async def answer(self, request: Request) -> Choice:
+        """The one answer to `request`. Raises CallFailed, Unsupported or StopRun."""
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Scores the candidates it is shown. `arity` is how many at a time, None for all at once.
+
+    `digest` changes whenever its verdicts could.
+    """
+
+    name: str
+    arity: int | None
+    digest: str
+
+    async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
+        """One verdict on `shown`, in that order; `among` are all candidates of the prompt. Raises StopRun only."""
+
+
+class Propose(Protocol):
+    """Gives the candidates of a prompt: sampled from policies, or read from a file."""
+
+    async def __call__(self, prompt: Prompt) -> list[Candidate]:
+        """All candidates of the prompt in a fixed order, failed ones with their error."""
