@@ -90,17 +90,22 @@ class PairwiseJudge:
             self._fall_back(f"{self._model.name} gives no log-probabilities")
             return None
         self._seen_with += 1
-        scores = self._read(choice)
+        scores = self._read(choice, _MASS_NEEDED)
         if scores is None and self._model.constrains:
-            scores = self._read(await self._ask(self._token, values, choices=self._token_grammar.options))
+            # Constrained to the letters, the model's probabilities are these ones over their sum: only where a letter
+            # is too unlikely to be listed does it have to be asked.
+            listed = {token.strip() for token in choice.first_token}
+            if not listed.issuperset(self._token_grammar.options):
+                choice = await self._ask(self._token, values, choices=self._token_grammar.options)
+            scores = self._read(choice, 0.0)
         return scores
 
-    def _read(self, choice: Choice) -> tuple[float, float] | None:
+    def _read(self, choice: Choice, mass_needed: float) -> tuple[float, float] | None:
         try:
             scores, mass = self._token_grammar.read_token(choice.first_token or {})
         except Unreadable:
             return None
-        return scores if mass >= _MASS_NEEDED else None
+        return scores if mass >= mass_needed else None
 
     async def _by_text(self, ids: tuple[str, ...], values: Mapping[str, str]) -> Verdict:
         request = Request(

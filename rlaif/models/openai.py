@@ -220,6 +220,8 @@ def split_url(rest: str) -> tuple[str, str]:
     parts = urlsplit(url)
     if not name or not parts.hostname or parts.scheme not in ("http", "https"):
         raise InputError(f"'openai/{rest}' should read openai/NAME or openai/NAME@http://host:port/v1")
+    if parts.username or parts.password:
+        raise InputError("the address of a model may hold no password: it would be stored; set OPENAI_API_KEY instead")
     return name, url.rstrip("/").removesuffix("/chat/completions")
 
 
