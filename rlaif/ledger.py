@@ -194,14 +194,20 @@ class Ledger:
         self._queue.put((lambda db: db.execute(sql, row) and None, None))
 
     async def begin(
-        self, facts: dict[str, str], prompts: Iterable[tuple[int, str, str]], *, forget_failures: bool = False
+        self, facts: dict[str, str], prompts: Iterable[tuple[int, str, str]], *, plan: str, forget_failures: bool = False
     ) -> None:
-        """Stores the run's facts and its new prompts; with `forget_failures`, failed calls are open again."""
+        """Stores the run's facts and its prompts. Records of another plan go: they are made again from the answers.
+
+        With `forget_failures`, calls that failed are open again.
+        """
         rows = list(prompts)
 
         def work(db: sqlite3.Connection) -> None:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
             db.executemany("INSERT OR REPLACE INTO prompts VALUES (?, ?, ?)", rows)
+            if db.execute("SELECT value FROM meta WHERE name = 'plan'").fetchone() != (plan,):
+                db.execute("DELETE FROM records")
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('plan', ?)", (plan,))
             if forget_failures:
                 db.execute("DELETE FROM answers WHERE kind IS NOT NULL")
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlaif import jobs
+from rlaif import jobs, results
 
 _PLAIN_EVERY_S = 10.0
 _SHOWN_CHARACTERS = 600
@@ -68,7 +68,7 @@ def show_result(run: jobs.Run, console: Console) -> None:
     form = "sft" if run.config.command == "best-of-n" else "dpo"
     path = run.directory / f"{form}.jsonl"
     tokens, calls = summary["tokens"], summary["calls"]
-    example = next(jobs.rows(run.directory, form, run.config), None)
+    example = next(results.rows(run.directory, form, run.config), None)
     if example is not None:
         _show_row(example, console)
     lines = [

@@ -46,6 +46,17 @@ def find(folder: str, name: str, *suffixes: str) -> Path:
     raise InputError(f"{name!r} is neither a file nor one of the shipped {folder}: {', '.join(known)}")
 
 
+def example(name: str) -> Path:
+    """The file of prompts that `name` means: a path, or a shipped example (`demo`, `prompts/examples/demo.jsonl`)."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    for shipped in (data_dir() / name, data_dir() / "prompts" / "examples" / f"{name}.jsonl"):
+        if not path.is_absolute() and ".." not in path.parts and shipped.is_file():
+            return shipped
+    return path
+
+
 def read_yaml(path: Path) -> Any:
     """The parsed YAML file. Raises InputError naming the file and the place."""
     try:

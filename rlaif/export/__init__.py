@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,18 +17,33 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     The file appears whole or not at all: it is written beside its place and moved there.
     """
     count = 0
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as raw:
+    with _whole(path) as raw:
         file = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw)
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             count += 1
         if file is not raw:
             file.close()
-        raw.flush()
-        os.fsync(raw.fileno())
-    part.replace(path)
     return count
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    with _whole(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def number(value: float) -> float:

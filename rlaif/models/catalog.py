@@ -1,0 +1,45 @@
+"""What a person asks about models: which there are, how to get one, what an endpoint serves."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from rlaif.errors import InputError
+from rlaif.models import fake, gguf, openai, smollm2
+
+
+def known() -> list[tuple[str, str]]:
+    """(name, whether it can be used here) of each kind of model."""
+    llama = importlib.util.find_spec("xllamacpp") is not None
+    weights = smollm2.find()
+    here = f"ready: {weights}" if weights else "not here: rlaif models get smollm2"
+    return [
+        ("smollm2", here if llama else str(gguf.missing_extra())),
+        ("gguf/FILE", "ready" if llama else str(gguf.missing_extra())),
+        (
+            "openai/NAME[@URL]",
+            "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "local endpoints; elsewhere set OPENAI_API_KEY",
+        ),
+        *((f"fake/{name}", "ready") for name in fake.NAMES),
+    ]
+
+
+def get(name: str) -> Path:
+    """Fetches and verifies the named small model; returns where it is. Raises InputError or StopRun."""
+    if name != "smollm2":
+        raise InputError(f"{name!r} cannot be fetched; only smollm2 can")
+    return smollm2.get()
+
+
+def served(url: str) -> list[str]:
+    """The models that the endpoint at `url` lists. Raises InputError if it does not answer."""
+    import httpx
+
+    key = openai.api_key_for("models", url)
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=30)
+        return [str(model["id"]) for model in response.raise_for_status().json()["data"]]
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{url} lists no models: {type(error).__name__}: {error}") from None
