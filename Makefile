@@ -5,13 +5,14 @@
 export PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt
+DEMO ?= outputs/demo
 MODEL := $(BIN)/rlaif models get smollm2
 
 .PHONY: demo test test-fast check bench clean
 
 demo: .venv/.installed
 	$(MODEL)
-	$(BIN)/rlaif generate prompts/examples/demo.jsonl --policy smollm2 --out outputs/demo --limit 10 --max-tokens 200
+	$(BIN)/rlaif generate prompts/examples/demo.jsonl --policy smollm2 --out $(DEMO) --limit 10 --max-tokens 200
 
 test: .venv/.installed-dev
 	$(MODEL)
@@ -40,4 +41,4 @@ bench: .venv/.installed-dev
 	touch $@ .venv/.installed
 
 clean:
-	rm -rf .venv build dist outputs/demo
+	rm -rf .venv build dist $(DEMO)

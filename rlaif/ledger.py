@@ -126,8 +126,8 @@ class Ledger:
     def lookup(self, key: str) -> Stored | Failure | None:
         """What is on file for `key`."""
         row = self._reader.execute(
-            "SELECT a.call, a.choice, a.kind, a.message, c.prompt_tokens, c.body FROM answers a LEFT JOIN calls c ON c.id = a.call"
-            " WHERE a.key = ?",
+            "SELECT a.call, a.choice, a.kind, a.message, c.prompt_tokens, c.body"
+            " FROM answers a LEFT JOIN calls c ON c.id = a.call WHERE a.key = ?",
             (key,),
         ).fetchone()
         if row is None:
