@@ -34,13 +34,20 @@ app.add_typer(models, name="models", invoke_without_command=True)
 Out = Annotated[str | None, typer.Option(help="The run directory; the same command again resumes in it.", metavar="DIR")]
 JudgeNames = Annotated[
     list[str] | None,
-    typer.Option(metavar="JUDGE", help="A name or file in judges/, a YAML spec, or file.py:function; repeat for a jury. [default: pairwise]"),
+    typer.Option(
+        metavar="JUDGE",
+        help="A name or file in judges/, a YAML spec, or file.py:function; repeat for a jury. [default: pairwise]",
+    ),
 ]
-JudgeModel = Annotated[str | None, typer.Option(metavar="MODEL", help="The model that drives an LLM judge. [default: the first policy]")]
+JudgeModel = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="The model that drives an LLM judge. [default: the first policy]")
+]
 ConstitutionName = Annotated[
     str | None,
     typer.Option(
-        "--constitution", metavar="NAME", help="What the judge prefers: helpful, harmless, honest, hhh, hhh-zh or a file. [default: hhh]"
+        "--constitution",
+        metavar="NAME",
+        help="What the judge prefers: helpful, harmless, honest, hhh, hhh-zh or a file. [default: hhh]",
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Use the first N rows only.", metavar="N")]
@@ -49,8 +56,12 @@ ExtraBody = Annotated[str | None, typer.Option(help="More fields for every reque
 Concurrency = Annotated[
     int | None, typer.Option(help="At most this many calls at once to an endpoint. [default: 64]", metavar="N")
 ]
-Timeout = Annotated[float | None, typer.Option("--timeout", metavar="S", help="Seconds for one attempt of a call. [default: 600]")]
-Transport = Annotated[str | None, typer.Option(metavar="NAME", help="What carries the requests: aiohttp or openai. [default: aiohttp]")]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", metavar="S", help="Seconds for one attempt of a call. [default: 600]")
+]
+Transport = Annotated[
+    str | None, typer.Option(metavar="NAME", help="What carries the requests: aiohttp or openai. [default: aiohttp]")
+]
 AllowTruncated = Annotated[
     bool | None, typer.Option("--allow-truncated", help="Let answers cut at the token limit into pairs.")
 ]
@@ -62,7 +73,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and sa
 Policies = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="MODEL", help="The model to sample from: openai/NAME[@URL], gguf/FILE, smollm2, fake/oracle; repeat for n samples of each."
+        metavar="MODEL",
+        help="The model to sample from: openai/NAME[@URL], gguf/FILE, smollm2, fake/oracle; repeat for n samples of each.",
     ),
 ]
 
@@ -77,7 +89,9 @@ def _sampling_command(command: str, doc: str) -> Callable[..., None]:
         judge: JudgeNames = None,
         judge_model: JudgeModel = None,
         constitution: ConstitutionName = None,
-        n: Annotated[int | None, typer.Option("-n", "--n", metavar="N", help="Samples of each policy for a prompt. [default: 4]")] = None,
+        n: Annotated[
+            int | None, typer.Option("-n", "--n", metavar="N", help="Samples of each policy for a prompt. [default: 4]")
+        ] = None,
         temperature: Annotated[float | None, typer.Option(metavar="T", help="Sampling temperature. [default: 1.0]")] = None,
         max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer in tokens. [default: 512]")] = None,
         limit: Limit = None,

@@ -8,7 +8,6 @@ fake/NAME           a scripted model
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,8 @@ class Models:
         )
 
     def _gguf(self, name: str, path: Path) -> Model:
+        gguf.llama_cpp()
         weights = gguf.weights_digest(path, smollm2.cache_dir() / "digests.json")
-        if importlib.util.find_spec("xllamacpp") is None:
-            raise gguf.missing_extra()
         shown = name if name == "smollm2" else f"gguf/{path.stem}"
         return gguf.Gguf(
             shown,

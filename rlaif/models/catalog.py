@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
@@ -12,12 +11,16 @@ from rlaif.models import fake, gguf, openai, smollm2
 
 def known() -> list[tuple[str, str]]:
     """(name, whether it can be used here) of each kind of model."""
-    llama = importlib.util.find_spec("xllamacpp") is not None
+    try:
+        gguf.llama_cpp()
+        llama = "ready"
+    except InputError as error:
+        llama = str(error)
     weights = smollm2.find()
     here = f"ready: {weights}" if weights else "not here: rlaif models get smollm2"
     return [
-        ("smollm2", here if llama else str(gguf.missing_extra())),
-        ("gguf/FILE", "ready" if llama else str(gguf.missing_extra())),
+        ("smollm2", here if llama == "ready" else llama),
+        ("gguf/FILE", llama),
         (
             "openai/NAME[@URL]",
             "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "local endpoints; elsewhere set OPENAI_API_KEY",

@@ -150,11 +150,8 @@ class _CountingTransport:
 
 
 def _serve(path: Path) -> tuple[Any, str]:
-    """Starts llama.cpp's server for `path`. Raises CallFailed if the file is no model."""
-    try:
-        import xllamacpp
-    except ImportError:
-        raise missing_extra() from None
+    """Starts llama.cpp's server for `path`; returns it and its key. Raises InputError if the file is no model."""
+    xllamacpp = llama_cpp()
     key = secrets.token_urlsafe(24)
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
@@ -170,9 +167,16 @@ def _serve(path: Path) -> tuple[Any, str]:
         raise InputError(f"llama.cpp cannot load {str(path)!r}: {error}") from None
 
 
-def missing_extra() -> InputError:
-    """What to tell a user who has no llama.cpp."""
-    return InputError("GGUF models need llama.cpp: pip install 'rlaif[gguf]'")
+def llama_cpp() -> Any:
+    """The module xllamacpp. Raises InputError with what to install if it, or a library that it needs, is missing."""
+    try:
+        import xllamacpp
+    except ModuleNotFoundError:
+        raise InputError("GGUF models need llama.cpp: pip install 'rlaif[gguf]'") from None
+    except ImportError as error:
+        hint = "; on Debian and Ubuntu: apt-get install libgomp1" if "libgomp" in str(error) else ""
+        raise InputError(f"llama.cpp is installed but cannot be loaded: {error}{hint}") from None
+    return xllamacpp
 
 
 def weights_digest(path: Path, cache: Path) -> str:
