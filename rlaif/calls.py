@@ -8,7 +8,6 @@ choices fills n keys.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,16 +18,15 @@ from rlaif.keys import digest, seed_of
 from rlaif.ledger import Failure, Ledger
 from rlaif.types import Choice, Model, Reply, Request
 
-log = logging.getLogger("rlaif")
-
 
 @dataclass
 class Tally:
-    """Calls of this process: bought by role, and answered by the ledger."""
+    """Calls of this process: bought by role, and answered by the ledger; and the tokens of those bought."""
 
     policy: int = 0
     judge: int = 0
     reused: int = 0
+    tokens: int = 0
 
     def bought(self, role: str) -> None:
         """Counts one response that was bought."""
@@ -46,7 +44,6 @@ class Client:
         self.constrains, self.window = model.constrains, model.window
         self._model, self._ledger, self._tally, self._role = model, ledger, tally, role
         self._flying: dict[str, asyncio.Future[Choice]] = {}
-        self._one_at_a_time = False
 
     async def answer(self, request: Request) -> Choice:
         """The one answer to `request`; equal requests at the same time share one call."""
@@ -69,14 +66,12 @@ class Client:
                 done.update(dict.fromkeys(indices, error))
                 return []
             done.update(zip(indices, reply.choices, strict=False))
-            missing = list(indices[len(reply.choices) :])
-            if missing and len(reply.choices) == 1 and not self._one_at_a_time:
-                self._one_at_a_time = True
-                log.warning("%s ignores n: samples are asked for one at a time", self.name)
-            return missing
+            return list(indices[len(reply.choices) :])
 
-        step = 1 if self._one_at_a_time else self._model.max_n
-        missing = await all_of(*(buy(run) for run in _runs([i for i in range(n) if i not in done], step)))
+        runs = _runs([i for i in range(n) if i not in done], self._model.max_n)
+        missing = await all_of(*(buy(run) for run in runs))
+        # An endpoint that gives fewer choices than n, or one whatever n, is asked for the others one by one: no more
+        # calls than without n, and nothing to learn that would make outputs depend on the order of replies.
         await all_of(*(buy([index]) for group in missing for index in group))
         return [done[index] for index in range(n)]
 
@@ -132,7 +127,9 @@ class Client:
         except CallFailed as error:
             await self._ledger.fail(keys, error.kind, str(error))
             raise
-        return self._read(calls[-1], body)
+        reply = self._read(calls[-1], body)
+        self._tally.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
+        return reply
 
 
 def _runs(indices: Sequence[int], longest: int) -> list[list[int]]:

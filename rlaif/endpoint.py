@@ -25,6 +25,7 @@ _RETRIED = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_funds"}
 _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _STOPPED_AFTER_REJECTIONS = 5
+_ATTEMPTS_TO_FIND = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Endpoint:
 
         `check` raises CallFailed on a body that is no answer. Raises CallFailed or StopRun as the module says.
         """
-        failed = CallFailed("no_attempt", f"{self.name}: no attempt was made")
+        failed, attempt = CallFailed("no_attempt", f"{self.name}: no attempt was made"), 0
         for attempt in range(self._attempts):
             if attempt:
                 await asyncio.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
@@ -86,9 +87,12 @@ class Endpoint:
                     return await self._once(send, keep, check)
                 except _Retry as retry:
                     failed = retry.failed
+            if failed.kind == "unreachable" and self._accepted == 0 and attempt + 1 >= _ATTEMPTS_TO_FIND:
+                break  # it never was there: a wrong address, most likely
+        said = f"{failed} ({attempt + 1} attempts)"
         if failed.kind == "unreachable":
-            raise self.stop(StopRun("unreachable", f"{failed} ({self._attempts} attempts)"))
-        raise CallFailed(failed.kind, f"{failed} ({self._attempts} attempts)")
+            raise self.stop(StopRun("unreachable", said))
+        raise CallFailed(failed.kind, said)
 
     def stop(self, reason: StopRun) -> StopRun:
         """Lets no further call out; returns the first reason given."""

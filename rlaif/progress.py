@@ -58,7 +58,7 @@ def _follow_plain(run: jobs.Run, console: Console) -> None:
 
 def _calls(run: jobs.Run) -> str:
     tally = run.progress.tally
-    return f"calls: {tally.policy} policy, {tally.judge} judge, {tally.reused} reused"
+    return f"calls: {tally.policy} policy, {tally.judge} judge, {tally.reused} reused; {tally.tokens:,} tokens"
 
 
 def show_result(run: jobs.Run, console: Console) -> None:
@@ -86,7 +86,7 @@ def show_result(run: jobs.Run, console: Console) -> None:
     other = "sft" if form == "dpo" else "dpo"
     lines.append(f"Next: rlaif export {run.config.out} --format {other}    (the same answers and verdicts, no new call)")
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _print(line, console)
 
 
 def _judge_lines(summary: dict[str, Any]) -> Iterator[str]:
@@ -122,8 +122,13 @@ def _show_row(row: dict[str, Any], console: Console) -> None:
     for title, text in shown:
         console.print(f"── {title}", markup=False, highlight=False, style="bold")
         cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
-        console.print(cut, markup=False, highlight=False, soft_wrap=True)
+        _print(cut, console)
     console.print()
+
+
+def _print(text: str, console: Console) -> None:
+    """Prints text as it is; lines are wrapped on a terminal alone."""
+    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 class _Lines(logging.Handler):
@@ -132,7 +137,7 @@ class _Lines(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._console.print(f"note: {record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
+        _print(f"note: {record.getMessage()}", self._console)
 
 
 @contextmanager

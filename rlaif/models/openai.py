@@ -12,6 +12,7 @@ import ipaddress
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ log = logging.getLogger("rlaif")
 
 DEFAULT_URL = "https://api.openai.com/v1"
 MAX_BODY_BYTES = 64 * 2**20
+_UNWANTED = ("support", "unrecogni", "unknown", "not allowed", "not permitted", "extra", "only the default")
 
 
 class Transport(Protocol):
@@ -105,18 +107,19 @@ class OpenAI:
         if "max_tokens" in sent and "max_completion_tokens" in said:
             self._renamed["max_tokens"] = "max_completion_tokens"
             return True
-        refusing = ("support", "unrecogni", "unknown", "not allowed", "not permitted", "extra", "only the default", "invalid")
-        if not any(word in said for word in refusing):
-            return False
+        unwanted = any(words in said for words in _UNWANTED)
+        words = set(re.findall(r"\w+", said)) | {rejected.param}
         for name in ("logprobs", "top_logprobs", "temperature", "seed", "n"):
-            named = rejected.param == name or f"'{name}'" in said or f"`{name}`" in said or f'"{name}"' in said
-            if name not in sent or name in self._extra:
+            if name not in sent or name in self._extra or name not in words:
                 continue
-            if named or (len(name) > 1 and name in said.replace("[", " ").replace("]", " ").split()):
-                refused = {"logprobs", "top_logprobs"} if "logprobs" in name else {name}
-                self._dropped |= refused
-                log.warning("%s refuses %s: it is left out from now on", self.name, ", ".join(sorted(refused)))
-                return True
+            if "logprobs" in name:  # whatever is wrong with them, verdicts as text do without
+                self._dropped |= {"logprobs", "top_logprobs"}
+            elif unwanted and (name != "n" or rejected.param == "n" or "'n'" in said):
+                self._dropped.add(name)
+            else:
+                continue
+            log.warning("%s refuses %s: it is left out from now on", self.name, name)
+            return True
         return False
 
 
