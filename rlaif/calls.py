@@ -77,7 +77,7 @@ class Client:
 
     def _key(self, request: Request, *sample: Any) -> str:
         settings = [request.temperature, request.max_tokens, request.logprobs, list(request.choices)]
-        messages = [m | {"content": m["content"].replace(request.mark, "")} if request.mark else m for m in request.messages]
+        messages = [m | {"content": m["content"].split(request.mark)} if request.mark else m for m in request.messages]
         return digest([dict(self.identity), messages, settings, *sample])
 
     def _stored(self, keys: Sequence[str]) -> dict[int, Choice | CallFailed]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rlaif.errors import InputError
 from rlaif.templates import read_yaml
@@ -17,6 +18,11 @@ def _listed(value: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_listed)]
+
+
+def _is_json(value: dict[str, Any]) -> dict[str, Any]:
+    json.dumps(value, allow_nan=False)
+    return value
 
 
 class RunConfig(BaseModel):
@@ -32,15 +38,15 @@ class RunConfig(BaseModel):
     judge_model: str | None = None
     constitution: str | None = None
     n: int = Field(default=4, ge=1)
-    temperature: float = Field(default=1.0, ge=0.0)
+    temperature: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     max_tokens: int = Field(default=512, ge=1)
     system: str | None = None
     seed: int = 0
     limit: int | None = Field(default=None, ge=1)
     allow_truncated: bool = False
-    extra_body: dict[str, Any] = {}
+    extra_body: Annotated[dict[str, Any], AfterValidator(_is_json)] = {}
     concurrency: int = Field(default=64, ge=1)
-    timeout_s: float = Field(default=600.0, gt=0.0)
+    timeout_s: float = Field(default=600.0, gt=0.0, allow_inf_nan=False)
     transport: Literal["aiohttp", "openai"] = "aiohttp"
     retry_failed: bool = False
 

@@ -10,13 +10,12 @@ import csv
 import gzip
 import io
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from rlaif.errors import InputError
-from rlaif.keys import digest
+from rlaif.keys import digest, plain
 from rlaif.templates import example
 from rlaif.types import Candidate, Message, Prompt
 
@@ -87,7 +86,7 @@ def _prompt(where: str, row: Mapping[str, Any], ids: _Ids, system: str | None) -
     reference = row.get("reference")
     if reference is not None and not isinstance(reference, (str, int, float)):
         raise InputError(f"{where}: `reference` must be a text, got {_kind(reference)}")
-    fields = {str(k): _plain(v) for k, v in row.items() if k not in ("id", "prompt", "reference")}
+    fields = {str(k): plain(v) for k, v in row.items() if k not in ("id", "prompt", "reference")}
     return Prompt(name, messages, None if reference is None else str(reference), fields)
 
 
@@ -105,7 +104,7 @@ def _messages(where: str, prompt: Any) -> tuple[Message, ...]:
         raise InputError(f"{where}: `prompt` ends with a message of the {prompt[-1]['role']}; it must end with the user's")
     if not prompt[-1]["content"].strip():
         raise InputError(f"{where}: the prompt is empty")
-    messages = tuple({str(k): _plain(v) for k, v in message.items() if v is not None} for message in prompt)
+    messages = tuple({str(k): plain(v) for k, v in message.items() if v is not None} for message in prompt)
     try:
         json.dumps(messages, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
@@ -285,17 +284,6 @@ def _json(where: str, text: str) -> Any:
         raise InputError(f"{where}: a text holds half a surrogate pair: {error.object[error.start : error.end]!r}") from None
     except ValueError as error:
         raise InputError(f"{where}: not valid JSON: {error}") from None
-
-
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: what it has no kind for as text, a number that is none as null."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 
 def _kind(value: Any) -> str:

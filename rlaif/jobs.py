@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -153,6 +154,7 @@ class Run:
         policies = [Client(models.open(name), ledger, tally, role="policy") for name in self.config.policy]
         drivers = {p.model: Client(models.open(p.model), ledger, tally, role="judge") for p in plans if p.model}
         judges = [p.build(drivers[p.model] if p.model else None, ledger, tally) for p in plans]
+        _name_apart(judges)
         windows = [client.window for client in (*policies, *drivers.values())]
         return policies, judges, max(windows, default=self.config.concurrency)
 
@@ -221,6 +223,15 @@ class Run:
             "system": config.system,
             "seed": config.seed,
         }
+
+
+def _name_apart(judges: Sequence[Judge]) -> None:
+    """Gives judges of one name -2, -3, ...: verdicts are told apart by it."""
+    seen: Counter[str] = Counter()
+    for judge in judges:
+        seen[judge.name] += 1
+        if seen[judge.name] > 1:
+            judge.name = f"{judge.name}-{seen[judge.name]}"
 
 
 def _prompt_digest(prompt: Prompt, candidates: Sequence[Candidate]) -> str:

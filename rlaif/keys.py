@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -21,3 +23,14 @@ def digest(value: Any, size: int = 16) -> str:
 def seed_of(*parts: Any) -> int:
     """A 31-bit seed hashed from `parts`; endpoints differ on wider ones."""
     return int(digest(list(parts), 4), 16) & 0x7FFFFFFF
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: what it has no kind for as text, a number that is none as null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)

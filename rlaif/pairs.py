@@ -51,9 +51,10 @@ def best_worst(record: Record, ranking: Ranking, *, allow_truncated: bool = Fals
     """The strongest candidate against the weakest, or the reason why there is no pair."""
     if len(ranking.ids) < 2:
         return why_not_judged(record.candidates, allow_truncated=allow_truncated)
-    if all(v.scores is None for v in record.verdicts):
+    judged = compared(record.verdicts)
+    order = sorted((k for k, c in enumerate(ranking.ids) if c in judged), key=lambda k: (-ranking.strengths[k], k))
+    if len(order) < 2:
         return "no_verdict"
-    order = sorted(range(len(ranking.ids)), key=lambda k: (-ranking.strengths[k], k))
     best, worst = order[0], order[-1]
     p = win_probability(ranking.strengths[best], ranking.strengths[worst])
     if p < 0.5 + _TIE:
@@ -90,14 +91,27 @@ def best_of_n(record: Record, ranking: Ranking, *, allow_truncated: bool = False
     usable = [c for c in record.candidates if not c.empty and (allow_truncated or not c.truncated)]
     if not usable:
         return why_not_judged(record.candidates, allow_truncated=allow_truncated)
-    if len(ranking.ids) >= 2 and all(v.scores is None for v in record.verdicts):
+    judged = compared(record.verdicts) if len(ranking.ids) >= 2 else set(ranking.ids)
+    if not judged:
         return "no_verdict"
-    best = max(range(len(ranking.ids)), key=lambda k: (ranking.strengths[k], -k))
-    by_text = {normalised(c.text): k for k in range(len(ranking.ids)) for c in usable if c.id == ranking.ids[k]}
-    others = [by_text[normalised(c.text)] for c in usable if c.id != ranking.ids[best]]
-    wins = [win_probability(ranking.strengths[best], ranking.strengths[k]) for k in others]
+    best = max((k for k, c in enumerate(ranking.ids) if c in judged), key=lambda k: (ranking.strengths[k], -k))
+    by_text = {normalised(c.text): ranking.ids.index(c.id) for c in usable if c.id in judged}
+    others = [by_text.get(normalised(c.text)) for c in usable if c.id != ranking.ids[best]]
+    wins = [win_probability(ranking.strengths[best], ranking.strengths[k]) for k in others if k is not None]
     winner = next(c for c in usable if c.id == ranking.ids[best])
     return Best(record, winner, ranking.scores[best], sum(wins) / len(wins) if wins else 1.0, len(usable))
+
+
+def compared(verdicts: Sequence[Verdict]) -> set[str]:
+    """The candidates that some judge has set against another: shown together, or rated alone by the same judge."""
+    found: set[str] = set()
+    alone: dict[str, set[str]] = {}
+    for verdict in verdicts:
+        if verdict.scores is not None and len(verdict.shown) > 1:
+            found.update(verdict.shown)
+        elif verdict.scores is not None:
+            alone.setdefault(verdict.judge, set()).update(verdict.shown)
+    return found.union(*(rated for rated in alone.values() if len(rated) > 1))
 
 
 def judge_name(record: Record) -> str:

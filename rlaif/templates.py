@@ -7,6 +7,7 @@ contains `{prompt}` stays as it is. A template opens with YAML front matter betw
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -29,30 +30,35 @@ def data_dir() -> Path:
 
 
 def find(folder: str, name: str, *suffixes: str) -> Path:
-    """The file that `name` means: a path if there is one, else a shipped file of `folder`. Raises InputError."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    shipped = data_dir() / folder
+    """The file that `name` means: a bare name is a shipped file of `folder` first, else a path. Raises InputError."""
+    path, shipped = Path(name).expanduser(), data_dir() / folder
+    places = [path]
     if path.name == name:
-        for suffix in ("", *suffixes):
-            if (shipped / (name + suffix)).is_file():
-                return shipped / (name + suffix)
-    else:  # `judges/shortest.py` names the shipped file from anywhere, as it does in a checkout
-        inside = data_dir() / name
-        if path.parts[0] in ("judges", "prompts") and inside.is_file():
-            return inside
+        places = [shipped / (name + suffix) for suffix in (*suffixes, "")] + places
+    elif path.parts[:1] in (("judges",), ("prompts",)) and ".." not in path.parts:
+        places.append(data_dir() / path)  # `judges/shortest.py` names the shipped file from anywhere, as in a checkout
+    for place in places:
+        if _is_file(place):
+            return place
     known = sorted({p.stem for s in suffixes for p in shipped.glob("*" + s) if not p.name.startswith("_")})
-    raise InputError(f"{name!r} is neither a file nor one of the shipped {folder}: {', '.join(known)}")
+    shown = name if len(name) <= 80 else name[:80] + "..."
+    raise InputError(f"{shown!r} is neither a file nor one of the shipped {folder}: {', '.join(known)}")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null byte
+        return False
 
 
 def example(name: str) -> Path:
     """The file of prompts that `name` means: a path, or a shipped example (`demo`, `prompts/examples/demo.jsonl`)."""
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # unlike Path.exists, False for any name
         return path
     for shipped in (data_dir() / name, data_dir() / "prompts" / "examples" / f"{name}.jsonl"):
-        if not path.is_absolute() and ".." not in path.parts and shipped.is_file():
+        if not path.is_absolute() and ".." not in path.parts and _is_file(shipped):
             return shipped
     return path
 
@@ -86,7 +92,10 @@ class Template:
 def load_template(name: str, *, needs: tuple[str, ...]) -> Template:
     """The named template. Raises InputError if it lacks one of the placeholders in `needs`."""
     path = find("prompts/templates", name, ".txt")
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}") from None
     front: dict[str, Any] = {}
     if text.startswith("---\n") and "\n---\n" in text:
         head, text = text[4:].split("\n---\n", 1)
@@ -94,6 +103,8 @@ def load_template(name: str, *, needs: tuple[str, ...]) -> Template:
             front = yaml.safe_load(head) or {}
         except yaml.YAMLError as error:
             raise InputError(f"{path}: its front matter is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(front, dict):
+            raise InputError(f"{path}: its front matter must hold settings, one `name: value` a line")
     missing = sorted(set(needs) - set(_PLACEHOLDER.findall(text)))
     if missing:
         raise InputError(f"{path}: the template lacks {', '.join('{' + m + '}' for m in missing)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rlaif.calls import Tally
 from rlaif.errors import InputError
@@ -33,7 +33,7 @@ class JudgeSpec(BaseModel):
     token_template: str = "pairwise-token"
     text_template: str = "pairwise-text"
     logprobs: bool = True
-    max_tokens: int = 2048
+    max_tokens: int = Field(default=2048, ge=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def _from_function(function: code.JudgeFunction, *, name: str | None = None, sou
     def build(_: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
         return code.CodeJudge(function, ledger, tally, name=name, source=source)
 
-    return JudgePlan(None, getattr(function, "arity", None), build)
+    return JudgePlan(None, code.arity_of(function), build)
 
 
 def _from_spec(judge: str, path: Path, model: str | None, constitution: str | None) -> JudgePlan:

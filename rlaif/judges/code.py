@@ -11,6 +11,7 @@ under a digest of its source: an unchanged function is not run twice on the same
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -25,7 +26,7 @@ from typing import Any
 
 from rlaif.calls import Tally
 from rlaif.errors import InputError, StopRun
-from rlaif.keys import digest
+from rlaif.keys import digest, plain
 from rlaif.ledger import Failure, Ledger
 from rlaif.types import Candidate, Prompt, Verdict
 
@@ -39,7 +40,7 @@ class CodeJudge:
         self, function: JudgeFunction, ledger: Ledger, tally: Tally, *, name: str | None = None, source: str | None = None
     ) -> None:
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
-        self.arity: int | None = getattr(function, "arity", None)
+        self.arity = arity_of(function)
         self.digest = digest(["code", self.name, source or _source_digest(function), self.arity])
         self._function, self._ledger, self._tally = function, ledger, tally
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"judge-{self.name}")
@@ -47,15 +48,8 @@ class CodeJudge:
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """The function's verdict on `shown`; one that raises or returns no usable scores has an error instead."""
         ids = tuple(c.id for c in shown)
-        key = digest(
-            [
-                self.digest,
-                list(prompt.messages),
-                prompt.reference,
-                dict(prompt.fields),
-                [[c.text, c.model, c.score] for c in shown],
-            ]
-        )
+        asked = [list(prompt.messages), prompt.reference, dict(prompt.fields), [[c.text, c.model, c.score] for c in shown]]
+        key = digest([self.digest, plain(asked)])
         stored = self._ledger.lookup(key)
         if isinstance(stored, Failure):
             return Verdict(self.name, ids, None, error=f"{stored.kind}: {stored.message}")
@@ -80,7 +74,17 @@ class CodeJudge:
             getattr(self._function, "__call__", None)  # noqa: B004 - the method itself is asked for
         ):
             return await self._function(prompt, shown)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._function, prompt, shown)
+        said, error = await asyncio.get_running_loop().run_in_executor(self._thread, self._call_here, prompt, shown)
+        if error is not None:
+            raise RuntimeError(f"{type(error).__name__}: {error}") if isinstance(error, StopIteration) else error
+        return said
+
+    def _call_here(self, prompt: Prompt, shown: Sequence[Candidate]) -> tuple[Any, Exception | None]:
+        """What the function returns or raises; a future cannot carry every exception."""
+        try:
+            return self._function(prompt, shown), None
+        except Exception as error:
+            return None, error
 
     def _verdict(self, ids: tuple[str, ...], said: Any) -> Verdict:
         """What the function returned, as a verdict on `ids`. Raises ValueError if it is none."""
@@ -91,8 +95,9 @@ class CodeJudge:
                 return Verdict(self.name, ids, None, error=said.error or "the judge gave no scores")
             by_id = dict(zip(said.shown, _numbers(said.scores, len(ids)), strict=True))
             return Verdict(self.name, ids, tuple(by_id[i] for i in ids), said.scale, reason=said.reason)
-        if said is None:
-            raise ValueError("the judge returned None; return one number for each candidate, or raise to abstain")
+        if said is None or isinstance(said, (str, bytes, dict)):
+            kind = "None" if said is None else f"a {type(said).__name__}"
+            raise ValueError(f"the judge returned {kind}; return one number for each candidate, or raise to abstain")
         return Verdict(self.name, ids, _numbers(said, len(ids)))
 
 
@@ -132,12 +137,47 @@ def _load(name: str, ids: tuple[str, ...], body: bytes) -> Verdict:
     return Verdict(name, ids, scores, said["scale"], error=said["error"], reason=said["reason"])
 
 
-def _source_digest(function: JudgeFunction) -> str:
-    """A digest of the function's source, of its code where there is no source (a function typed at a prompt)."""
+def arity_of(function: JudgeFunction) -> int | None:
+    """How many candidates the function wants at a time, None for all. Raises InputError for anything but 1, 2, ..."""
+    arity = getattr(function, "arity", None)
+    if arity is not None and (not isinstance(arity, int) or isinstance(arity, bool) or arity < 1):
+        raise InputError(f"the judge's arity is {arity!r}; it must be 1, 2, ... or None for all candidates at once")
+    return arity
+
+
+def _source_digest(function: Any) -> str:
+    """A digest of what the function would say: its source, its defaults, and what it closes over.
+
+    Of objects that are neither plain values nor functions only the kind counts. Without a source (a function typed at a
+    prompt), its code counts.
+    """
+    if isinstance(function, functools.partial):
+        return digest([_source_digest(function.func), _mark(list(function.args)), _mark(function.keywords)])
     target = function if inspect.isroutine(function) else type(function)
+    code = getattr(function, "__code__", None)
     try:
-        return hashlib.sha256(inspect.getsource(target).encode()).hexdigest()
+        source = inspect.getsource(target)
     except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        raw = marshal.dumps(code) if code is not None else repr(target).encode()
-        return hashlib.sha256(raw).hexdigest()
+        source = hashlib.sha256(marshal.dumps(code)).hexdigest() if code is not None else repr(target)
+    cells = []
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            cells.append(_mark(cell.cell_contents))
+        except ValueError:  # not filled yet: the function itself, or a later one
+            cells.append("empty")
+    settings = [] if inspect.isroutine(function) else _mark(vars(function) if hasattr(function, "__dict__") else {})
+    defaults = [_mark(getattr(function, name, None)) for name in ("__defaults__", "__kwdefaults__")]
+    return digest([source, defaults, cells, settings])
+
+
+def _mark(value: Any) -> Any:
+    """`value` where it is plain, a digest where it is a function, the name of its kind otherwise."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return [_mark(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): _mark(v) for k, v in value.items()}
+    if inspect.isfunction(value) or isinstance(value, functools.partial):
+        return _source_digest(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -2,8 +2,9 @@
 
 Where the endpoint gives log-probabilities, the judge asks for the bare letter and reads the probabilities; where they
 are missing, or the letters hold less than half of the mass, it asks for `[[A]]`, `[[B]]` or `[[C]]` as text (or for a
-constrained letter, where the model can). A model that left them out of its first replies is asked for text at once. The
-prompt is built so that shared prefixes stay shared: constitution and instructions, then the prompt, then the answers.
+constrained letter, where the model can). The first reply without them turns the other calls of the same prompt to text,
+and of no other prompt: what a prompt is asked depends on its own answers alone. The prompt is built so that shared
+prefixes stay shared: constitution and instructions, then the user's prompt, then the answers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ log = logging.getLogger("rlaif")
 
 _TOP_LOGPROBS = 20
 _MASS_NEEDED = 0.5
-_REPLIES_WITHOUT = 3
+_REMEMBERED = 10_000
 
 
 class PairwiseJudge:
@@ -56,7 +57,7 @@ class PairwiseJudge:
         self._token, self._text = token, text
         self._token_grammar, self._text_grammar = Grammar.of(token.front, token.name), Grammar.of(text.front, text.name)
         self._logprobs, self._told = logprobs, False
-        self._seen_with = self._seen_without = 0
+        self._without: dict[str, None] = {}
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """One verdict on two candidates in the order shown; a reply that cannot be read is a verdict without scores."""
@@ -69,27 +70,31 @@ class PairwiseJudge:
             "mark": mark_for(prompt, among),
         }
         try:
-            scores = await self._by_token(values) if self._logprobs else None
+            scores = await self._by_token(values) if self._logprobs and values["mark"] not in self._without else None
             if scores is not None:
                 return Verdict(self.name, ids, scores, scale="probability")
             return await self._by_text(ids, values)
-        except Unsupported as error:
-            self._fall_back(str(error))
-            self._logprobs = False
-            return await self(prompt, shown, among)
         except CallFailed as error:
             return Verdict(self.name, ids, None, error=f"{error.kind}: {error}")
 
     async def _by_token(self, values: Mapping[str, str]) -> tuple[float, float] | None:
         """The probabilities of the two letters, None where they cannot be had."""
-        choice = await self._ask(self._token, values, choices=())
-        if choice.first_token is None:
-            self._seen_without += 1
-            if self._seen_with == 0 and self._seen_without >= _REPLIES_WITHOUT:
-                self._logprobs = False
-            self._fall_back(f"{self._model.name} gives no log-probabilities")
+        try:
+            choice = await self._ask(self._token, values, choices=())
+        except Unsupported as error:
+            if error.kind != "logprobs":
+                raise
+            self._logprobs = False  # refused once is refused for every call
+            self._fall_back(str(error))
             return None
-        self._seen_with += 1
+        if choice.error:
+            return None
+        if choice.first_token is None:
+            self._fall_back(f"{self._model.name} gives no log-probabilities")
+            self._without[values["mark"]] = None
+            if len(self._without) > _REMEMBERED:
+                del self._without[next(iter(self._without))]
+            return None
         scores = self._read(choice, _MASS_NEEDED)
         if scores is None and self._model.constrains:
             # Constrained to the letters, the model's probabilities are these ones over their sum: only where a letter
@@ -136,7 +141,7 @@ class PairwiseJudge:
     def _fall_back(self, why: str) -> None:
         if not self._told:
             self._told = True
-            log.warning("%s: the judge falls back to verdicts as text (`logprobs: false` in its spec says so ahead)", why)
+            log.warning("%s: the judge falls back to verdicts as text (--judge pairwise-text asks for them at once)", why)
 
 
 def mark_for(prompt: Prompt, candidates: Sequence[Candidate]) -> str:

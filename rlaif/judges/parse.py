@@ -41,9 +41,11 @@ class Grammar:
         verdict, means = front.get("verdict"), front.get("means")
         if not isinstance(verdict, str) or not isinstance(means, dict) or not means:
             raise InputError(f"template {where!r}: the front matter needs `verdict` and `means`")
-        unknown = [m for m in means.values() if m not in _MEANINGS]
-        if unknown:
-            raise InputError(f"template {where!r}: `means` may say {', '.join(_MEANINGS)}, not {unknown[0]!r}")
+        for option, meaning in means.items():
+            if isinstance(option, bool) or option is None:
+                raise InputError(f"template {where!r}: YAML reads an option of `means` as {option!r}; put it in quotes")
+            if not isinstance(meaning, str) or meaning not in _MEANINGS:
+                raise InputError(f"template {where!r}: `means` may say {', '.join(_MEANINGS)}, not {meaning!r}")
         occurrence = str(front.get("occurrence", "all"))
         if occurrence not in ("all", "first", "last"):
             raise InputError(f"template {where!r}: `occurrence` may be all, first or last, not {occurrence!r}")
@@ -65,7 +67,7 @@ class Grammar:
         if self.pattern is None:
             found = [text.strip()] if text.strip() in self.means else []
         else:
-            found = [m[1] for m in self.pattern.finditer(text)]
+            found = [m[1] for m in self.pattern.finditer(text) if m[1] is not None]
         if not found:
             raise Unreadable("no verdict in the reply")
         if self.occurrence == "first":

@@ -87,8 +87,9 @@ def _entries(path: Path) -> list[_Entry]:
         try:
             say = item["say"]
             texts = (say,) if isinstance(say, str) else tuple(str(text) for text in say)
-            entries.append(_Entry(re.compile(str(item.get("when", ""))), texts, dict(item.get("logprobs", {}))))
-        except (TypeError, KeyError, AttributeError, re.error) as error:
+            logprobs = {str(token): float(p) for token, p in dict(item.get("logprobs", {})).items()}
+            entries.append(_Entry(re.compile(str(item.get("when", ""))), texts, logprobs))
+        except (TypeError, KeyError, ValueError, AttributeError, re.error) as error:
             raise InputError(f"{path}: entry {place} needs `say` and may have `when` and `logprobs`: {error!r}") from None
         if not texts:
             raise InputError(f"{path}: entry {place} has nothing to say")
