@@ -50,13 +50,13 @@ class Client:
         key = self._key(request)
         if key not in self._flying:
             self._flying[key] = asyncio.ensure_future(self._answer(key, request))
-            self._flying[key].add_done_callback(lambda _: self._flying.pop(key, None))
+            self._flying[key].add_done_callback(lambda task: self._landed(key, task))
         return await asyncio.shield(self._flying[key])
 
     async def samples(self, request: Request, *, prompt_id: str, n: int, run_seed: int) -> list[Choice | CallFailed]:
         """The first n samples of a prompt, in index order; a failed one is its error. Buys only the missing ones."""
         keys = [self._key(request, prompt_id, index) for index in range(n)]
-        done: dict[int, Choice | CallFailed] = self._stored(keys)
+        done, short = self._stored(keys)
 
         async def buy(indices: Sequence[int]) -> list[int]:
             asked = replace(request, n=len(indices), seed=seed_of(run_seed, prompt_id, indices[0]))
@@ -68,20 +68,27 @@ class Client:
             done.update(zip(indices, reply.choices, strict=False))
             return list(indices[len(reply.choices) :])
 
-        runs = _runs([i for i in range(n) if i not in done], self._model.max_n)
+        runs = _runs([i for i in range(n) if i not in done and i not in short], self._model.max_n)
         missing = await all_of(*(buy(run) for run in runs))
         # An endpoint that gives fewer choices than n, or one whatever n, is asked for the others one by one: no more
-        # calls than without n, and nothing to learn that would make outputs depend on the order of replies.
-        await all_of(*(buy([index]) for group in missing for index in group))
+        # calls than without n, and the same ones if the run was interrupted in between.
+        await all_of(*(buy([index]) for group in (*missing, sorted(short)) for index in group))
         return [done[index] for index in range(n)]
+
+    def _landed(self, key: str, task: asyncio.Future[Choice]) -> None:
+        del self._flying[key]
+        if not task.cancelled():
+            task.exception()  # told to whoever waited; nobody may have
 
     def _key(self, request: Request, *sample: Any) -> str:
         settings = [request.temperature, request.max_tokens, request.logprobs, list(request.choices)]
         messages = [m | {"content": m["content"].split(request.mark)} if request.mark else m for m in request.messages]
         return digest([dict(self.identity), messages, settings, *sample])
 
-    def _stored(self, keys: Sequence[str]) -> dict[int, Choice | CallFailed]:
+    def _stored(self, keys: Sequence[str]) -> tuple[dict[int, Choice | CallFailed], set[int]]:
+        """What is on file for `keys`, by place; and the places that were asked for in a response that fell short."""
         found: dict[int, Choice | CallFailed] = {}
+        short: set[int] = set()
         replies: dict[int, Reply] = {}
         for index, key in enumerate(keys):
             entry = self._ledger.lookup(key)
@@ -90,10 +97,13 @@ class Client:
             elif entry is not None:
                 if entry.call not in replies:
                     replies[entry.call] = self._read(None if entry.counted else entry.call, entry.body)
-                if entry.choice < len(replies[entry.call].choices):
-                    found[index] = replies[entry.call].choices[entry.choice]
+                choices = replies[entry.call].choices
+                if entry.choice < len(choices):
+                    found[index] = choices[entry.choice]
+                elif choices:
+                    short.add(index)
         self._tally.reused += sum(1 for reply in replies.values() if reply.choices)
-        return found
+        return found, short
 
     def _read(self, call: int | None, body: bytes) -> Reply:
         """The parsed body, without choices if it is no answer; the tokens of `call` are noted."""
@@ -106,7 +116,7 @@ class Client:
         return reply
 
     async def _answer(self, key: str, request: Request) -> Choice:
-        stored = self._stored([key]).get(0)
+        stored = self._stored([key])[0].get(0)
         if stored is None:
             stored = (await self._buy([key], request)).choices[0]
         if isinstance(stored, CallFailed):

@@ -6,6 +6,7 @@ Exit status: 0 done; 2 wrong usage or input, nothing spent; 3 stopped cleanly, t
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export import write_jsonl
 from rlaif.models import catalog
+
+_TERM_DEADLINE_S = 60
 
 app = typer.Typer(
     help="Preference data with an AI judge.",
@@ -244,14 +247,12 @@ def _run(command: str, config_file: str | None, dry_run: bool, given: dict[str, 
                 console.print(f"{name}: {value}", highlight=False)
             return
         try:
-            progress.follow(run, console)
-        except StopRun as stop:
-            console.print(
-                f"{run.progress.done} of {run.progress.prompts} prompts are finished; what was bought is in {run.config.out}",
-                highlight=False,
-                soft_wrap=True,
-            )
-            raise stop
+            with _signals(run, console):
+                progress.follow(run, console)
+        except StopRun:
+            done, of = run.progress.done, run.progress.prompts
+            typer.echo(f"{done} of {of} prompts are finished; what was bought is in {run.config.out}")
+            raise
         progress.show_result(run, console)
 
 
@@ -260,12 +261,39 @@ def _json(text: str | None) -> dict[str, Any] | None:
         return None
     with _errors():
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=_no_constant)
         except ValueError as error:
             raise InputError(f"--extra-body is not valid JSON: {error}") from None
         if not isinstance(value, dict):
             raise InputError(f"--extra-body must be a JSON object, got {text!r}")
         return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+@contextmanager
+def _signals(run: jobs.Run, console: Console) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets what is in flight end; a second one, or a minute after SIGTERM, breaks off."""
+    seen: list[int] = []
+
+    def on_signal(number: int, frame: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        console.print("stopping: waiting for the calls in flight; once more breaks them off", highlight=False)
+        run.interrupt()
+        if number == signal.SIGTERM:
+            signal.alarm(_TERM_DEADLINE_S)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -277,6 +305,9 @@ def _errors() -> Iterator[None]:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     except (StopRun, CallFailed) as error:
+        if error.kind == "interrupted":
+            typer.echo("interrupted; the same command goes on from here", err=True)
+            raise typer.Exit(130) from None
         typer.echo(f"stopped ({error.kind}): {error}\nThe same command goes on from here.", err=True)
         raise typer.Exit(3) from None
     except KeyboardInterrupt:

@@ -83,10 +83,11 @@ def _prompt(where: str, row: Mapping[str, Any], ids: _Ids, system: str | None) -
     name = ids.take(where, row.get("id"), messages)
     if system is not None and messages[0]["role"] != "system":
         messages = ({"role": "system", "content": system}, *messages)
-    reference = row.get("reference")
+    reference = row.get("reference")  # a text or a number; anything else (one a turn, say) stays a field
     if reference is not None and not isinstance(reference, (str, int, float)):
-        raise InputError(f"{where}: `reference` must be a text, got {_kind(reference)}")
-    fields = {str(k): plain(v) for k, v in row.items() if k not in ("id", "prompt", "reference")}
+        reference = None
+    known = ("id", "prompt") if reference is None else ("id", "prompt", "reference")
+    fields = {str(k): plain(v) for k, v in row.items() if k not in known}
     return Prompt(name, messages, None if reference is None else str(reference), fields)
 
 
@@ -105,10 +106,8 @@ def _messages(where: str, prompt: Any) -> tuple[Message, ...]:
     if not prompt[-1]["content"].strip():
         raise InputError(f"{where}: the prompt is empty")
     messages = tuple({str(k): plain(v) for k, v in message.items() if v is not None} for message in prompt)
-    try:
-        json.dumps(messages, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: the prompt holds half a surrogate pair, which is no text") from None
+    if not _encodable(json.dumps(messages, ensure_ascii=False)):
+        raise InputError(f"{where}: the prompt holds half a surrogate pair, which is no text")
     return messages
 
 
@@ -120,7 +119,9 @@ def _candidate(where: str, prompt_id: str, place: int, item: Any) -> Candidate:
     if not isinstance(text, str):
         raise InputError(f"{where}: candidate {place + 1} needs a text as `response`, got {_kind(text)}")
     score = row.get("score")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
+    if not _encodable(text):
+        raise InputError(f"{where}: candidate {place + 1} holds half a surrogate pair, which is no text")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or score != score):
         raise InputError(f"{where}: the score of candidate {place + 1} must be a number, got {score!r}")
     return Candidate(
         id=f"{prompt_id}/{place}", text=text, model=str(row.get("model") or ""), score=None if score is None else float(score)
@@ -284,6 +285,14 @@ def _json(where: str, text: str) -> Any:
         raise InputError(f"{where}: a text holds half a surrogate pair: {error.object[error.start : error.end]!r}") from None
     except ValueError as error:
         raise InputError(f"{where}: not valid JSON: {error}") from None
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: Any) -> str:

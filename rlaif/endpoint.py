@@ -118,7 +118,10 @@ class Endpoint:
             raise _Retry(CallFailed("broken" if error.reached else "unreachable", f"{self.name}: {error}")) from None
         if response.status != 200:
             raise self._classify(response.status, response.headers, response.body)
-        await keep(response.body)
+        try:
+            await keep(response.body)
+        except StopRun as reason:
+            raise self.stop(reason) from None
         try:
             check(response.body)
         except ErrorInside as error:

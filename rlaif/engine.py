@@ -8,7 +8,7 @@ nothing new begins, what is in flight ends and is stored, and StopRun is raised 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
 from rlaif import pairs
 from rlaif.aio import all_of
@@ -18,9 +18,18 @@ from rlaif.types import Candidate, Judge, Prompt, Propose, Record, Verdict
 
 
 async def run(
-    prompts: Iterable[tuple[int, Prompt]], propose: Propose, judges: Sequence[Judge], *, window: int, allow_truncated: bool
+    prompts: Iterable[tuple[int, Prompt]],
+    propose: Propose,
+    judges: Sequence[Judge],
+    *,
+    window: int,
+    allow_truncated: bool,
+    stopping: Callable[[], StopRun | None] = lambda: None,
 ) -> AsyncGenerator[Record, None]:
-    """Yields each prompt's record when it is finished, in no fixed order. Raises StopRun."""
+    """Yields each prompt's record when it is finished, in no fixed order. Raises StopRun.
+
+    `stopping` is asked before a prompt begins; the reason that it gives ends the run.
+    """
     waiting = iter(prompts)
     running: set[asyncio.Task[Record]] = set()
     stop: BaseException | None = None
@@ -33,6 +42,7 @@ async def run(
 
     try:
         while True:
+            stop = stop or stopping()
             while stop is None and len(running) < window and start():
                 pass
             if not running:

@@ -5,11 +5,12 @@ Left of the records costs money and goes through the ledger; right of them, in `
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,8 +60,16 @@ class Run:
     ) -> None:
         self.config, self.progress = config, Progress()
         self.summary: dict[str, Any] | None = None
+        self._interrupted: StopRun | None = None
+        self._stop_calls: Callable[[StopRun], object] | None = None
         self._source: str | list[Any] = config.prompts if source is None or isinstance(source, (str, Path)) else list(source)
         self._judges: list[str | JudgeFunction] = list(judges if judges is not None else config.judge)
+
+    def interrupt(self) -> None:
+        """Lets what is in flight end and be stored, then stops with StopRun("interrupted"). May be called in any thread."""
+        self._interrupted = StopRun("interrupted", "the run was interrupted")
+        if self._stop_calls is not None:
+            self._stop_calls(self._interrupted)
 
     @property
     def directory(self) -> Path:
@@ -132,7 +141,9 @@ class Run:
         ]
         self.progress.prompts = len(seen)
         models, plans = self._open()
+        loop = asyncio.get_running_loop()
         ledger = Ledger.open(self.directory)
+        self._stop_calls = lambda reason: loop.call_soon_threadsafe(models.stop, reason)
         try:
             facts = self._facts([dict(models.open(name).identity) for name in config.policy])
             _check_unchanged(ledger, facts, seen, limited=config.limit is not None)
@@ -145,6 +156,7 @@ class Run:
                 async for record in work:
                     yield record
         finally:
+            self._stop_calls = None
             await models.close()
             ledger.close()
 
@@ -169,7 +181,14 @@ class Run:
                 policies, n=config.n, temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed
             )
             prompts = enumerate(prompt for prompt, _ in self._read())
-        finished = engine.run(prompts, propose, judges, window=window, allow_truncated=config.allow_truncated)
+        finished = engine.run(
+            prompts,
+            propose,
+            judges,
+            window=window,
+            allow_truncated=config.allow_truncated,
+            stopping=lambda: self._interrupted,
+        )
         stopped: StopRun | None = None
         try:
             async with aclosing(finished):

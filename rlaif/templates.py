@@ -55,7 +55,7 @@ def _is_file(path: Path) -> bool:
 def example(name: str) -> Path:
     """The file of prompts that `name` means: a path, or a shipped example (`demo`, `prompts/examples/demo.jsonl`)."""
     path = Path(name).expanduser()
-    if os.path.exists(path):  # unlike Path.exists, False for any name
+    if os.path.exists(path) and (path.name != name or path.suffix):  # a bare name is a shipped one first
         return path
     for shipped in (data_dir() / name, data_dir() / "prompts" / "examples" / f"{name}.jsonl"):
         if not path.is_absolute() and ".." not in path.parts and _is_file(shipped):

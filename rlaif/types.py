@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from rlaif.errors import StopRun
+
 Message = dict[str, Any]
 """A chat message, `{"role": ..., "content": ...}`, as OpenAI-compatible endpoints and trainers read it."""
 
@@ -186,6 +188,9 @@ class Model(Protocol):
 
     def read(self, body: bytes) -> Reply:
         """Parses a kept body, purely. Raises CallFailed if it is no answer."""
+
+    def stop(self, reason: StopRun) -> None:
+        """Lets no further call out: `send` raises `reason`; calls in flight go on to their end."""
 
     async def close(self) -> None:
         """Frees connections and memory."""

@@ -110,7 +110,6 @@ def test_a_script_s_identity_follows_its_content(tmp_path):
         "- {say: a, logprobs: [1]}",
         "- {say: a, logprobs: abc}",
         "- {say: a, logprobs: {A: likely}}",
-        "- {say: a, logprobs: {A: 1.5}}",
     ],
 )
 def test_a_broken_script_is_refused_before_it_is_used(tmp_path, content):

@@ -18,7 +18,7 @@ import inspect
 import json
 import marshal
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -109,7 +109,7 @@ def load(spec: str, path: Path, function: str) -> tuple[JudgeFunction, str]:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"judge {spec!r}: {str(path)!r} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, function, None)
     if not callable(found):
@@ -145,14 +145,16 @@ def arity_of(function: JudgeFunction) -> int | None:
     return arity
 
 
-def _source_digest(function: Any) -> str:
-    """A digest of what the function would say: its source, its defaults, and what it closes over.
+def _source_digest(function: Any, seen: tuple[int, ...] = ()) -> str:
+    """A digest of what the function would say: its source, its defaults, what it closes over, and the object it is bound to.
 
     Of objects that are neither plain values nor functions only the kind counts. Without a source (a function typed at a
     prompt), its code counts.
     """
+    seen = (*seen, id(function))
     if isinstance(function, functools.partial):
-        return digest([_source_digest(function.func), _mark(list(function.args)), _mark(function.keywords)])
+        parts = [function.func, list(function.args), function.keywords]
+        return digest([_mark(part, seen) for part in parts])
     target = function if inspect.isroutine(function) else type(function)
     code = getattr(function, "__code__", None)
     try:
@@ -162,22 +164,26 @@ def _source_digest(function: Any) -> str:
     cells = []
     for cell in getattr(function, "__closure__", None) or ():
         try:
-            cells.append(_mark(cell.cell_contents))
-        except ValueError:  # not filled yet: the function itself, or a later one
+            cells.append(_mark(cell.cell_contents, seen))
+        except ValueError:  # not filled yet
             cells.append("empty")
-    settings = [] if inspect.isroutine(function) else _mark(vars(function) if hasattr(function, "__dict__") else {})
-    defaults = [_mark(getattr(function, name, None)) for name in ("__defaults__", "__kwdefaults__")]
+    holder = function if not inspect.isroutine(function) else getattr(function, "__self__", None)
+    settings = _mark(getattr(holder, "__dict__", None), seen)
+    defaults = [_mark(getattr(function, name, None), seen) for name in ("__defaults__", "__kwdefaults__")]
     return digest([source, defaults, cells, settings])
 
 
-def _mark(value: Any) -> Any:
-    """`value` where it is plain, a digest where it is a function, the name of its kind otherwise."""
+def _mark(value: Any, seen: tuple[int, ...]) -> Any:
+    """`value` where it is plain, a digest where it is a function, the name of its kind otherwise; once round a circle."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return repr(value)
+    if id(value) in seen:
+        return "again"
+    inside = (*seen, id(value))
     if isinstance(value, (list, tuple)):
-        return [_mark(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): _mark(v) for k, v in value.items()}
-    if inspect.isfunction(value) or isinstance(value, functools.partial):
-        return _source_digest(value)
+        return [_mark(v, inside) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _mark(v, inside) for k, v in value.items()}
+    if inspect.isfunction(value) or inspect.ismethod(value) or isinstance(value, functools.partial):
+        return _source_digest(value, seen)
     return f"{type(value).__module__}.{type(value).__qualname__}"

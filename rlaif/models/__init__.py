@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.endpoint import Endpoint
-from rlaif.errors import InputError
+from rlaif.errors import InputError, StopRun
 from rlaif.models import fake, gguf, openai, smollm2
 from rlaif.types import Model
 
@@ -34,6 +34,11 @@ class Models:
         if name not in self._models:
             self._models[name] = self._make(name)
         return self._models[name]
+
+    def stop(self, reason: StopRun) -> None:
+        """Lets no further call out; what is in flight goes on to its end."""
+        for model in self._models.values():
+            model.stop(reason)
 
     async def close(self) -> None:
         """Closes every model that was opened."""

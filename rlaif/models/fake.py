@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.errors import CallFailed, InputError
+from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.keys import digest, seed_of
 from rlaif.models import chat
 from rlaif.templates import read_yaml
@@ -41,9 +41,12 @@ class Fake:
 
     def __init__(self, name: str, identity: Mapping[str, Any], say: Callable[[Request], list[dict[str, Any]]]) -> None:
         self.name, self.identity, self._say = name, identity, say
+        self._stopped: StopRun | None = None
 
     async def send(self, request: Request, keep: Keep) -> bytes:
         """One kept response."""
+        if self._stopped is not None:
+            raise self._stopped
         choices = self._say(request)
         words = sum(len(str(m["content"]).split()) for m in request.messages)
         said = sum(len(str(c["message"]["content"]).split()) for c in choices)
@@ -54,6 +57,10 @@ class Fake:
     def read(self, body: bytes) -> Reply:
         """The parsed response."""
         return chat.read(body)
+
+    def stop(self, reason: StopRun) -> None:
+        """Lets no further call out."""
+        self._stopped = reason
 
     async def close(self) -> None:
         """Nothing to free."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.endpoint import Endpoint, Response
-from rlaif.errors import InputError
+from rlaif.errors import InputError, StopRun
 from rlaif.models import chat
 from rlaif.models.openai import AiohttpTransport, OpenAI
 from rlaif.types import Keep, Reply, Request
@@ -72,6 +72,10 @@ class Gguf:
     def read(self, body: bytes) -> Reply:
         """The parsed response."""
         return chat.read(body)
+
+    def stop(self, reason: StopRun) -> None:
+        """Lets no further call out."""
+        self._endpoint.stop(reason)
 
     async def close(self) -> None:
         """Stops the server and frees the weights."""

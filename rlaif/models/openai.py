@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from rlaif.endpoint import Endpoint, Rejected, Response, TransportError
-from rlaif.errors import CallFailed, InputError, Unsupported
+from rlaif.errors import CallFailed, InputError, StopRun, Unsupported
 from rlaif.models import chat
 from rlaif.types import Keep, Reply, Request
 
@@ -70,14 +70,20 @@ class OpenAI:
 
     async def send(self, request: Request, keep: Keep) -> bytes:
         """One kept response. Raises CallFailed, Unsupported("logprobs") or StopRun."""
-        while True:
+        sent: dict[str, Any] = {}
+
+        async def post() -> Response:
             if request.logprobs and "logprobs" in self._dropped:
                 raise Unsupported("logprobs", f"{self.name} refuses logprobs")
-            body = self._body(request)
+            sent.clear()
+            sent.update(self._body(request))
+            return await self._transport.post(sent)
+
+        while True:
             try:
-                return await self._endpoint.call(lambda b=body: self._post(b), keep, chat.read)  # type: ignore[misc]
+                return await self._endpoint.call(post, keep, chat.read)
             except Rejected as rejected:
-                if not self._learn(rejected, body):
+                if not self._learn(rejected, sent):
                     self._endpoint.rejected(rejected)
                     raise CallFailed("bad_request", str(rejected)) from None
 
@@ -85,12 +91,13 @@ class OpenAI:
         """The parsed response."""
         return chat.read(body)
 
+    def stop(self, reason: StopRun) -> None:
+        """Lets no further call out."""
+        self._endpoint.stop(reason)
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._transport.close()
-
-    async def _post(self, body: dict[str, Any]) -> Response:
-        return await self._transport.post(body)
 
     def _body(self, request: Request) -> dict[str, Any]:
         body = chat.request_body(self._served_as, request, self._extra)
@@ -113,12 +120,14 @@ class OpenAI:
             if name not in sent or name in self._extra or name not in words:
                 continue
             if "logprobs" in name:  # whatever is wrong with them, verdicts as text do without
-                self._dropped |= {"logprobs", "top_logprobs"}
+                refused = {"logprobs", "top_logprobs"}
             elif unwanted and (name != "n" or rejected.param == "n" or "'n'" in said):
-                self._dropped.add(name)
+                refused = {name}
             else:
                 continue
-            log.warning("%s refuses %s: it is left out from now on", self.name, name)
+            if not refused <= self._dropped:
+                log.warning("%s refuses %s: it is left out from now on", self.name, name)
+            self._dropped |= refused
             return True
         return False
 
@@ -207,7 +216,10 @@ class OpenAITransport:
         except (TimeoutError, openai.APITimeoutError):
             raise TransportError(f"no complete response within {self._timeout_s:g} s", reached=True) from None
         except openai.APIConnectionError as error:
-            raise TransportError(f"cannot connect: {error.__cause__ or error}", reached=False) from None
+            cause = error.__cause__ or error
+            if "Connect" in type(cause).__name__:  # ConnectError, ConnectTimeout
+                raise TransportError(f"cannot connect: {cause}", reached=False) from None
+            raise TransportError(f"the connection broke: {type(cause).__name__}: {cause}", reached=True) from None
         return Response(response.status_code, dict(response.headers), response.content)
 
     async def close(self) -> None:

@@ -1,0 +1,31 @@
+"""Fixtures: one test server for the whole of the tests, a fresh endpoint of it for each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from helpers import Room
+
+
+@pytest.fixture(scope="session")
+def new_room() -> Iterator[Callable[[], Room]]:
+    """Makes endpoints of the test server, which runs in its own process."""
+    command = [sys.executable, str(Path(__file__).with_name("server.py")), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            base, names = process.stdout.readline().strip(), count(1)
+            yield lambda: Room(f"{base}/room{next(names)}")
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def room(new_room: Callable[[], Room]) -> Room:
+    """A fresh endpoint."""
+    return new_room()

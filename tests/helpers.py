@@ -1,0 +1,153 @@
+"""What several test files share: the command line as a process, one endpoint of the test server, a run's files."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+from server import QUALITY
+
+from rlaif import records
+from rlaif.ledger import Ledger
+from rlaif.types import Record
+
+COMMAND = [str(Path(sys.executable).with_name("rlaif"))]
+ROW_KEYS = ["id", "prompt", "chosen", "rejected", "score_chosen", "score_rejected", "p_chosen", "p_source", "judge", "flip"]
+
+
+@dataclass(frozen=True)
+class Room:
+    """One endpoint of the test server, with its own behaviour and log."""
+
+    base: str
+
+    @property
+    def url(self) -> str:
+        return self.base + "/v1"
+
+    def model(self, name: str = "m") -> str:
+        return f"openai/{name}@{self.url}"
+
+    def set(self, **behaviour: Any) -> None:
+        """Replaces the behaviour: what is not named is as a perfect endpoint does it."""
+        urlopen(Request(self.base + "/behaviour", json.dumps(behaviour).encode()), timeout=30).close()
+
+    def _get(self, path: str) -> Any:
+        with urlopen(self.base + path, timeout=30) as response:
+            return json.load(response)
+
+    def log(self) -> list[dict[str, Any]]:
+        """Every request so far, in order."""
+        return list(self._get("/log")["log"])
+
+    def peak(self) -> int:
+        """The most calls that were in flight together."""
+        return int(self._get("/log")["peak"])
+
+    def count(self) -> int:
+        """How many requests there were."""
+        return int(self._get("/count"))
+
+    def calls(self) -> tuple[int, int]:
+        """(policy calls, judge calls) so far."""
+        log = self.log()
+        return sum(not e["judge"] for e in log), sum(e["judge"] for e in log)
+
+    def repeats(self) -> int:
+        """How many requests were asked before, word by word."""
+        return sum(times - 1 for times in Counter(e["id"] for e in self.log()).values())
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment without what would change the meaning of a command."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "RLAIF_")) and not k.lower().endswith("_proxy")}
+    return kept | {"NO_COLOR": "1", "COLUMNS": "200"} | more
+
+
+def rlaif(*arguments: object, expect: int = 0, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command; fails unless it ends with the status `expect` and without a traceback."""
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=cwd,
+        env=environment(**env),
+    )
+    assert done.returncode == expect, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
+    assert "Traceback" not in done.stderr + done.stdout, done.stderr[-3000:]
+    return done
+
+
+def start(*arguments: object, **more: Any) -> subprocess.Popen[str]:
+    """Starts the command and does not wait for it."""
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        **more,
+    )
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> Path:
+    """A JSON Lines file."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    """A file of `count` prompts p0, p1, ..."""
+    return write_rows(path, ({"id": f"p{i}", "prompt": f"Question {i}: why?"} for i in range(count)))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_bytes().decode("utf-8").split("\n")[:-1]]
+
+
+def summary(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
+
+
+def stored_records(out: Path) -> list[Record]:
+    """The finished records of a run directory."""
+    with closing(Ledger.read(out)) as ledger:
+        return [records.load(body) for body in ledger.records()]
+
+
+def committed(out: Path) -> set[str]:
+    """The requests whose good responses are in the ledger, by the test server's ids."""
+    found = set()
+    with closing(sqlite3.connect(f"file:{out / 'run.sqlite'}?mode=ro", uri=True)) as db:
+        for (body,) in db.execute("SELECT body FROM calls"):
+            try:
+                found.add(json.loads(zlib.decompress(body))["id"])
+            except (ValueError, KeyError):
+                continue
+    return found
+
+
+def quality(text: str) -> float:
+    """The hidden quality of an answer of the test server."""
+    return float(QUALITY.findall(text)[-1])
+
+
+def qualities(row: dict[str, Any]) -> tuple[float, float]:
+    """Those of chosen and rejected."""
+    return quality(row["chosen"][0]["content"]), quality(row["rejected"][0]["content"])

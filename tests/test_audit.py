@@ -1,0 +1,89 @@
+"""The numbers about a run."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rlaif.audit import Audit, kl_bound
+from rlaif.types import Candidate, PreferencePair, Prompt, Record, Verdict
+
+PROMPT = Prompt("p", ({"role": "user", "content": "q"},))
+NOTHING = {"flip_rate": None, "no_verdict_rate": None, "first_shown_rate": None, "longer_chosen_rate": None}
+
+
+def said(shown: str, winner: str | None, judge: str = "j") -> Verdict:
+    """`winner` "?" is an unreadable verdict, None a tie."""
+    if winner == "?":
+        return Verdict(judge, tuple(shown), None, error="unreadable")
+    scores = (0.5, 0.5) if winner is None else tuple(float(c == winner) for c in shown)
+    return Verdict(judge, tuple(shown), scores, "vote")
+
+
+def numbers(*verdicts: Verdict) -> dict:
+    audit = Audit()
+    audit.add(Record(0, PROMPT, (), verdicts))
+    return audit.numbers()
+
+
+def pair(chosen: str, rejected: str) -> PreferencePair:
+    return PreferencePair(PROMPT, Candidate("a", chosen), Candidate("b", rejected), 1.0, 0.0, 0.9, "j")
+
+
+def test_nothing_counted_is_null_and_not_zero():
+    assert Audit().numbers() == NOTHING
+    assert numbers() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "flip", "first", "unread"),
+    [
+        ([said("ab", "a"), said("ba", "a")], 0.0, 0.5, 0.0),
+        ([said("ab", "a"), said("ba", "b")], 1.0, 1.0, 0.0),
+        ([said("ab", "b"), said("ba", "a")], 1.0, 0.0, 0.0),
+        ([said("ab", "a"), said("ba", None)], 0.0, 1.0, 0.0),
+        ([said("ab", None), said("ba", None)], 0.0, None, 0.0),
+        ([said("ab", "a"), said("ba", "?")], None, 1.0, 0.5),
+        ([said("ab", "?"), said("ba", "?")], None, None, 1.0),
+        ([said("ab", "a")], None, None, 0.0),
+        ([said("a", "a"), said("b", "b")], None, None, 0.0),
+        ([said("ab", "a", "j"), said("ba", "b", "k")], None, None, 0.0),
+        ([said("ab", "a"), said("ba", "b"), said("ac", "a"), said("ca", "a")], 0.5, 0.75, 0.0),
+        ([*(said(s, "a", "j") for s in ("ab", "ba")), said("ab", "a", "k"), said("ba", "b", "k")], 0.5, 0.75, 0.0),
+    ],
+)
+def test_rates_of_verdicts(verdicts, flip, first, unread):
+    found = numbers(*verdicts)
+    assert (found["flip_rate"], found["first_shown_rate"], found["no_verdict_rate"]) == (flip, first, unread)
+
+
+def test_a_judge_without_position_bias_names_the_first_half_of_the_time_whatever_it_prefers():
+    """Over pairs shown in both orders only: over single ones the rate would measure the candidates' order."""
+    balanced = [said("ab", "a"), said("ba", "a"), said("ac", "c"), said("ca", "c")]
+    assert numbers(*balanced, said("bc", "b"), said("ad", "a"))["first_shown_rate"] == 0.5
+
+
+def test_counts_add_up_over_records():
+    audit = Audit()
+    audit.add(Record(0, PROMPT, (), (said("ab", "a"), said("ba", "b"))))
+    audit.add(Record(1, PROMPT, (), (said("ab", "a"), said("ba", "a"), said("ac", "?"))))
+    audit.add(Record(2, PROMPT, ()))
+    audit.drop("tied")
+    audit.drop("tied")
+    assert audit.records == 3 and audit.dropped == {"tied": 2}
+    found = audit.numbers()
+    assert (found["flip_rate"], found["no_verdict_rate"], found["first_shown_rate"]) == (0.5, 0.2, 0.75)
+
+
+def test_pairs_of_equal_length_say_nothing_of_length():
+    audit = Audit()
+    for chosen, rejected in (("long", "s"), ("s", "long"), ("longer", "s"), ("same", "size")):
+        audit.add_pair(pair(chosen, rejected))
+    assert audit.numbers()["longer_chosen_rate"] == pytest.approx(2 / 3, abs=1e-6)
+
+
+def test_the_divergence_bound():
+    assert kl_bound(1) == 0.0
+    assert kl_bound(4) == pytest.approx(math.log(4) - 0.75)
+    assert all(kl_bound(n) < kl_bound(n + 1) for n in range(1, 20))
