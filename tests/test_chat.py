@@ -154,7 +154,7 @@ def test_lone_surrogates_are_replaced() -> None:
 
 def token(*alternatives: tuple[str, float]) -> dict[str, Any]:
     listed = [{"token": t, "logprob": p} for t, p in alternatives]
-    return {"content": [{"token": listed[0][0], "logprob": listed[0][1], "top_logprobs": listed}]}
+    return {"content": [listed[0] | {"top_logprobs": listed}]}
 
 
 def test_probabilities_of_the_first_token() -> None:

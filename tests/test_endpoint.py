@@ -204,10 +204,6 @@ def test_a_store_that_fails_lets_nothing_more_out(room: Room) -> None:
     assert room.count() <= 3
 
 
-def after(**delta: float) -> str:
-    return format_datetime(datetime.now(UTC) + timedelta(**delta), usegmt=True)
-
-
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -220,15 +216,20 @@ def after(**delta: float) -> str:
         ({"retry-after": "inf"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "tomorrow"}, None),
-        ({"retry-after": after(hours=-1)}, None),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00"}, None),
         ({"retry-after": "Wed, 21 Oct 100000 07:28:00 GMT"}, None),
-        ({"retry-after": after(seconds=100)}, 100.0),
     ],
 )
 def test_what_a_response_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
-    found = retry_after_s(headers)
-    assert found == seconds if seconds is None else found == pytest.approx(seconds, abs=2 if seconds == 100 else 1e-9)
+    assert retry_after_s(headers) == seconds
+
+
+def test_a_date_is_so_many_seconds_from_now() -> None:
+    def after(seconds: int) -> str:
+        return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+    assert retry_after_s({"retry-after": after(100)}) == pytest.approx(100, abs=3)
+    assert retry_after_s({"retry-after": after(-100)}) is None
 
 
 @given(st.text(max_size=40), st.text(max_size=10))

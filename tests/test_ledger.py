@@ -231,7 +231,11 @@ def test_a_store_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "not a run's ledger"), (b"SQLite format 3\x00" + b"\x00" * 200, ""), (b"My notes.\n" * 500, "not readable")],
+    [
+        (b"", "not a run's ledger"),
+        (b"SQLite format 3\x00" + b"\x00" * 200, "run.sqlite"),
+        (b"My notes.\n" * 500, "not readable"),
+    ],
     ids=["empty", "damaged", "text"],
 )
 def test_what_is_no_ledger_is_not_read(tmp_path: Path, content: bytes, words: str) -> None:

@@ -4,12 +4,13 @@ Model (Bradley and Terry 1952; the order effect as in Davidson and Beaver 1977):
 probability sigmoid(s_i - s_j + b), where b is the judge's bonus for the first place. A probability verdict p counts as
 p wins and 1 - p losses; a vote as one win or as two halves. The fit is the maximum a posteriori under
 
-    s_i ~ N(0, 10^2 / 2), so that a difference has standard deviation 10: weak, it only keeps strengths finite;
-    b   ~ N(0, 1.5^2) for each judge;
+    s_i ~ N(0, 100^2 / 2), so that a difference has standard deviation 100: it only keeps strengths finite;
+    b   ~ N(0, 10^2) for each judge;
     half a win to each side of every pair that has votes (Jeffreys' prior of a binomial): a vote is one draw of the
     judge's preference, so two of two agreeing votes mean 0.83 and not 1. A probability is the preference itself.
 
-The strengths of all prompts and the position terms of all judges are fitted together, by Newton's method in turn.
+The strengths of all prompts and the position terms of all judges are fitted together by Newton's method. The Hessian is
+block diagonal but for the few position terms: each prompt is solved by itself, and the rest by its Schur complement.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from numpy.typing import NDArray
 
 from rlaif.types import Ranking, Record, Verdict
 
-STRENGTH_SD = 10.0 / 2**0.5
-POSITION_SD = 1.5
-_TOLERANCE = 1e-10
+STRENGTH_SD = 100.0 / 2**0.5
+POSITION_SD = 10.0
+_TOLERANCE = 1e-9
+_MOST_STEPS = 100
 _LONGEST_STEP = 3.0
 _CHUNK = 4096
 
@@ -103,64 +105,79 @@ def _share(first: float, second: float, soft: bool) -> float:
 
 def fit(data: Games) -> tuple[Floats, Floats]:
     """(strengths, position terms): strengths of shape (prompts, most candidates), mean 0 within a prompt."""
-    widest = int(data.counts.max(initial=0))
-    strengths = np.zeros((len(data.counts), widest))
-    position = np.zeros(len(data.judges))
-    starts = np.searchsorted(data.p, np.arange(0, len(data.counts) + _CHUNK, _CHUNK))
-    for _ in range(200):
-        bonus = np.where(data.judge >= 0, np.append(position, 0.0)[data.judge], 0.0)
+    prompts, judges = len(data.counts), len(data.judges)
+    strengths, position = np.zeros((prompts, int(data.counts.max(initial=0)))), np.zeros(judges)
+    starts = np.searchsorted(data.p, np.arange(0, prompts + _CHUNK, _CHUNK))
+    for _ in range(_MOST_STEPS):
+        gradient, schur = -position / POSITION_SD**2, np.eye(judges) / POSITION_SD**2
+        solved = []
         for chunk, (low, high) in enumerate(pairwise(starts)):
-            rows = slice(chunk * _CHUNK, (chunk + 1) * _CHUNK)
-            part = slice(low, high)
-            strengths[rows] = _strengths(
-                strengths[rows], data.p[part] - chunk * _CHUNK, data.i[part], data.j[part], data.won[part], bonus[part]
-            )
-        moved = _positions(data, strengths)
-        change = float(np.abs(moved - position).max(initial=0.0))
-        position = moved
-        if change < 1e-8:
+            block = slice(chunk * _CHUNK, (chunk + 1) * _CHUNK)
+            step = _solve(data, slice(low, high), chunk * _CHUNK, strengths[block], position)
+            gradient, schur = gradient + step.gradient, schur + step.schur
+            solved.append((block, step))
+        moved: Floats = _capped(np.asarray(np.linalg.solve(schur, gradient))) if judges else position
+        longest = float(np.abs(moved).max(initial=0.0))
+        for block, step in solved:
+            by = _capped(step.alone - step.with_position @ moved)
+            strengths[block] += by
+            longest = max(longest, float(np.abs(by).max(initial=0.0)))
+        position = position + moved
+        if longest < _TOLERANCE:
             break
-    inside = np.arange(widest) < data.counts[:, None]
+    inside = np.arange(strengths.shape[1]) < data.counts[:, None]
     means = np.where(inside, strengths, 0.0).sum(1, keepdims=True) / np.maximum(data.counts, 1)[:, None]
     return np.where(inside, strengths - means, 0.0), position
 
 
-def _strengths(start: Floats, p: Ints, i: Ints, j: Ints, won: Floats, bonus: Floats) -> Floats:
-    """Newton's method on the strengths of a block of prompts, the position terms fixed."""
-    s, precision = start.copy(), 1.0 / STRENGTH_SD**2
-    diagonal = np.arange(s.shape[1])
-    for _ in range(100):
-        expected = _sigmoid(s[p, i] - s[p, j] + bonus)
-        gradient, weight = -precision * s, expected * (1.0 - expected)
-        np.add.at(gradient, (p, i), won - expected)
-        np.add.at(gradient, (p, j), expected - won)
-        hessian = np.zeros((*s.shape, s.shape[1]))
-        hessian[:, diagonal, diagonal] = precision
-        for a, b, sign in ((i, i, 1.0), (j, j, 1.0), (i, j, -1.0), (j, i, -1.0)):
-            np.add.at(hessian, (p, a, b), sign * weight)
-        step = np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
-        longest = np.abs(step).max(axis=1, keepdims=True, initial=0.0)
-        s += step * np.minimum(1.0, _LONGEST_STEP / np.maximum(longest, 1e-300))
-        if longest.max(initial=0.0) < _TOLERANCE:
-            break
-    return s
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Newton's step of a block of prompts, as it depends on the position terms' step d: `alone - with_position @ d`.
+
+    `gradient` and `schur` are the block's share of the position terms' own equation, the strengths eliminated.
+    """
+
+    alone: Floats
+    with_position: Floats
+    gradient: Floats
+    schur: Floats
 
 
-def _positions(data: Games, strengths: Floats) -> Floats:
-    """Newton's method on each judge's position term, the strengths fixed."""
-    position = np.zeros(len(data.judges))
-    for k in range(len(data.judges)):
-        rows = data.judge == k
-        gap, won, b = strengths[data.p[rows], data.i[rows]] - strengths[data.p[rows], data.j[rows]], data.won[rows], 0.0
-        for _ in range(100):
-            expected = _sigmoid(gap + b)
-            gradient = float((won - expected).sum()) - b / POSITION_SD**2
-            step = gradient / (float((expected * (1.0 - expected)).sum()) + 1.0 / POSITION_SD**2)
-            b += max(-_LONGEST_STEP, min(_LONGEST_STEP, step))
-            if abs(step) < _TOLERANCE:
-                break
-        position[k] = b
-    return position
+def _solve(data: Games, games: slice, first: int, strengths: Floats, position: Floats) -> _Step:
+    p, i, j, judge = data.p[games] - first, data.i[games], data.j[games], data.judge[games]
+    ordered, judges = judge >= 0, len(position)
+    bonus = np.where(ordered, np.append(position, 0.0)[judge], 0.0)
+    expected = _sigmoid(strengths[p, i] - strengths[p, j] + bonus)
+    surprise, weight = data.won[games] - expected, expected * (1.0 - expected)
+
+    gradient = -strengths / STRENGTH_SD**2
+    np.add.at(gradient, (p, i), surprise)
+    np.add.at(gradient, (p, j), -surprise)
+    hessian = np.zeros((*strengths.shape, strengths.shape[1]))
+    diagonal = np.arange(strengths.shape[1])
+    hessian[:, diagonal, diagonal] = 1.0 / STRENGTH_SD**2
+    for a, b, sign in ((i, i, 1.0), (j, j, 1.0), (i, j, -1.0), (j, i, -1.0)):
+        np.add.at(hessian, (p, a, b), sign * weight)
+    cross = np.zeros((*strengths.shape, judges))
+    np.add.at(cross, (p[ordered], i[ordered], judge[ordered]), weight[ordered])
+    np.add.at(cross, (p[ordered], j[ordered], judge[ordered]), -weight[ordered])
+
+    solved = np.linalg.solve(hessian, np.concatenate([gradient[:, :, None], cross], axis=2))
+    alone, with_position = solved[:, :, 0], solved[:, :, 1:]
+    own = np.bincount(judge[ordered], surprise[ordered], minlength=judges)
+    curvature = np.bincount(judge[ordered], weight[ordered], minlength=judges)
+    return _Step(
+        alone,
+        with_position,
+        own - np.einsum("pkj,pk->j", cross, alone),
+        np.diag(curvature) - np.einsum("pkj,pkl->jl", cross, with_position),
+    )
+
+
+def _capped(step: Floats) -> Floats:
+    """The step, each prompt's shortened to at most 3: far from the solution Newton's method overshoots."""
+    longest = np.abs(step).max(axis=-1, keepdims=True, initial=0.0)
+    return np.asarray(step * np.minimum(1.0, _LONGEST_STEP / np.maximum(longest, _LONGEST_STEP)))
 
 
 def rank(records: Sequence[Record], ranked_ids: Sequence[Sequence[str]]) -> list[Ranking]:

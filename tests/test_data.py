@@ -1,0 +1,242 @@
+"""Reading prompts and candidates: every row is used as it stands, or the first wrong one is named."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import write_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlaif.data import read_candidates, read_prompts
+from rlaif.errors import InputError
+from rlaif.types import Prompt
+
+GOOD = b'{"prompt": "Why?"}\n'
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def read(path: Path | Any, **more: Any) -> list[Prompt]:
+    return list(read_prompts(str(path) if isinstance(path, Path) else path, **more))
+
+
+def refusal(path: Path | Any, **more: Any) -> str:
+    with pytest.raises(InputError) as refused:
+        read(path, **more)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"{", "JSON"),
+        (b'"Why?"', "object"),
+        (b'{"text": "Why?"}', "`prompt`"),
+        (b'{"prompt": null}', "`prompt`"),
+        (b'{"prompt": 7}', "`prompt`"),
+        (b'{"prompt": []}', "empty list"),
+        (b'{"prompt": ""}', "empty"),
+        (b'{"prompt": " \\n\\t"}', "empty"),
+        (b'{"prompt": [{"role": "user", "content": ""}]}', "empty"),
+        (b'{"prompt": [{"role": "robot", "content": "Why?"}]}', "role"),
+        (b'{"prompt": [{"role": "user"}]}', "content"),
+        (b'{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', "assistant"),
+        (b'{"prompt": "a", "prompt": "b"}', "'prompt'"),
+        (b'{"prompt": "Why?", "x": NaN}', "NaN"),
+        (b'{"prompt": "Why?", "x": -Infinity}', "Infinity"),
+        (b'{"prompt": "Why?", "x": ' + b"1" * 5000 + b"}", "digits"),
+        (b'{"prompt": "Why?", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested"),
+        (b'{"prompt": "half a pair \\ud800"}', "surrogate"),
+        (b'{"prompt": "Why?", "\\udc00": 1}', "surrogate"),
+        (b'{"prompt": "Wh\xff?"}', "UTF-8"),
+        (b'{"prompt": "Why?", "id": 1.5}', "`id`"),
+        (b'{"prompt": "Why?", "id": ""}', "`id`"),
+        (b'{"prompt": "Why?", "id": "first"}', "'first'"),
+        (b'{"prompt": "' + b"x" * (16 * 2**20) + b'"}', "16"),
+    ],
+    ids=lambda value: value[:40].decode("ascii", "replace") if isinstance(value, bytes) else value,
+)
+def test_wrong_line_is_named_by_file_and_line(tmp_path: Path, line: bytes, why: str) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(b'{"prompt": "How?", "id": "first"}\n' + GOOD + line + b"\n" + GOOD)
+    said = refusal(path)
+    assert said.startswith(f"{path}:3: ") and why.lower() in said.lower()
+    assert len(said) < 600 and "\n" not in said
+
+
+def test_rows_before_a_wrong_one_are_the_only_ones_read(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(GOOD * 2 + b"wrong\n")
+    found = read_prompts(str(path))
+    assert [next(found).text, next(found).text] == ["Why?"] * 2
+    with pytest.raises(InputError):
+        next(found)
+    assert len(read(path, limit=2)) == 2
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {"prompt": TEXT.filter(str.strip)},
+        optional={"id": st.uuids().map(str), "reference": TEXT, "x": st.lists(TEXT | st.integers() | st.none(), max_size=3)},
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(ROWS, st.booleans(), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.booleans())
+def test_what_is_written_is_read(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], plain: bool, end: str, bom: bool, packed: bool
+) -> None:
+    raw = end.join(json.dumps(row, ensure_ascii=plain) for row in rows).encode("utf-8-sig" if bom else "utf-8")
+    path = tmp_path_factory.getbasetemp() / ("written.jsonl.gz" if packed else "written.jsonl")
+    path.write_bytes(gzip.compress(raw, 1) if packed else raw)
+    found = read(path)
+    assert [p.messages for p in found] == [tuple(user(row["prompt"])) for row in rows]
+    assert [p.reference for p in found] == [row.get("reference") for row in rows]
+    assert [dict(p.fields) for p in found] == [{"x": row["x"]} if "x" in row else {} for row in rows]
+    assert all(p.id == row["id"] for p, row in zip(found, rows, strict=True) if "id" in row)
+    assert len({p.id for p in found}) == len(rows)
+
+
+def test_separators_of_other_kinds_are_text(tmp_path: Path) -> None:
+    odd = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\x1dh\x1ei"
+    assert read(write_rows(tmp_path / "p.jsonl", [{"prompt": odd}]))[0].text == odd
+    (tmp_path / "p.txt").write_bytes(odd.encode() + b"\r\nsecond\n\n")
+    assert [p.text for p in read(tmp_path / "p.txt")] == [odd, "second"]
+
+
+def test_the_same_rows_in_every_kind_of_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"id": str(k), "prompt": f'Say "{k}",\nnow', "reference": "r", "topic": "é"} for k in range(3)]
+    write_rows(tmp_path / "p.jsonl", rows)
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    with (tmp_path / "p.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    found = {path.suffix: read(path) for path in tmp_path.iterdir()}
+    assert set(found) == {".jsonl", ".json", ".csv", ".parquet"}
+    for prompts in found.values():
+        assert prompts == [Prompt(r["id"], tuple(user(r["prompt"])), "r", {"topic": "é"}) for r in rows]
+    for name in ("p.jsonl", "p.json", "p.csv", "p.parquet"):
+        (tmp_path / (name + ".gz")).write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        assert read(tmp_path / (name + ".gz")) == found[".jsonl"]
+
+
+def test_a_saved_dataset_and_one_of_its_splits(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"prompt": user("Why?"), "id": 7, "reference": None}])
+    rows.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "split"))
+    assert read(tmp_path / "one") == [Prompt("7", tuple(user("Why?")))]
+    assert "train" in refusal(tmp_path / "split")
+    assert read(tmp_path / "split" / "train") == read(tmp_path / "one")
+
+
+def test_ids_are_hashes_of_the_messages_counted_for_repeats() -> None:
+    first, other, second, third = (p.id for p in read(["Why?", "How?", {"prompt": user("Why?")}, "Why?"]))
+    assert (second, third) == (f"{first}-2", f"{first}-3") and other not in (first, second, third)
+    assert [p.id for p in read(["How?", "Why?"])] == [other, first]
+    assert read([{"prompt": "Why?", "topic": "x"}], system="Be brief.")[0].id == first
+
+
+def test_a_given_id_may_not_stand_twice_nor_be_taken_for_a_hash() -> None:
+    assert "item 2" in refusal([{"prompt": "a", "id": 1}, {"prompt": "b", "id": "1"}])
+    taken = read(["Why?"])[0].id
+    for rows in ([{"prompt": "x", "id": taken}, "Why?"], ["Why?", {"prompt": "x", "id": taken}]):
+        try:
+            ids = [p.id for p in read(rows)]
+        except InputError:
+            continue
+        assert len(set(ids)) == 2
+
+
+def test_the_system_message_goes_where_there_is_none() -> None:
+    own = [{"role": "system", "content": "Own."}, *user("Why?")]
+    plain, kept = read(["Why?", {"prompt": own}], system="Be brief.")
+    assert plain.messages == ({"role": "system", "content": "Be brief."}, *user("Why?"))
+    assert kept.messages == tuple(own)
+    assert (plain.text, kept.text) == ("[system]\nBe brief.\n\n[user]\nWhy?", "[system]\nOwn.\n\n[user]\nWhy?")
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ([], "no prompts"),
+        ([7], "item 1"),
+        ([""], "item 1"),
+        (["Why?", {"prompt": None}], "item 2"),
+        ([{"prompt": "a\ud800"}], "surrogate"),
+        ([[*user("Why?"), {"role": "assistant", "content": "So."}]], "assistant"),
+        ([{"prompt": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}], "content"),
+    ],
+)
+def test_wrong_python_values_are_named(rows: list[Any], why: str) -> None:
+    assert why in refusal(rows)
+
+
+def test_python_values_of_every_kind_are_read() -> None:
+    found = read(iter(["Why?", user("Why?"), tuple(user("Why?")), {"prompt": "Why?", "reference": 4}]))
+    assert [p.messages for p in found] == [tuple(user("Why?"))] * 4
+    assert found[3].reference == "4"
+
+
+def test_fields_with_odd_values_do_not_break_the_run() -> None:
+    (prompt,) = read([{"prompt": "Why?", "when": object, "n": float("nan"), 3: {4: (1, 2)}}])
+    assert json.loads(json.dumps(dict(prompt.fields), allow_nan=False))["3"] == {"4": [1, 2]}
+
+
+def test_limit_reads_no_further(tmp_path: Path) -> None:
+    def rows() -> Any:
+        yield "one"
+        raise AssertionError("read too far")
+
+    assert [p.text for p in read_prompts(rows(), limit=1)] == ["one"]
+
+
+def test_candidates_of_every_kind(tmp_path: Path) -> None:
+    rows = [
+        {"id": "x", "prompt": "Why?", "candidates": ["a", {"text": "b", "model": "m"}, {"response": "c", "score": 2}], "k": 1},
+        {"prompt": "How?", "candidates": []},
+    ]
+    (prompt, given), (_, none) = read_candidates(str(write_rows(tmp_path / "c.jsonl", rows)))
+    assert (prompt.id, prompt.text, prompt.fields, none) == ("x", "Why?", {"k": 1}, [])
+    assert [(c.id, c.text, c.model, c.score) for c in given] == [
+        ("x/0", "a", "", None),
+        ("x/1", "b", "m", None),
+        ("x/2", "c", "", 2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [None, "a", {"a": 1}, [1], [None], [{}], [{"text": 3}], [{"text": "a", "score": "x"}], [{"text": "a", "score": True}]],
+)
+def test_wrong_candidates_are_named(candidates: Any) -> None:
+    with pytest.raises(InputError, match="item 2"):
+        list(read_candidates([{"prompt": "Why?", "candidates": ["a"]}, {"prompt": "How?", "candidates": candidates}]))
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_no_finite_number_is_refused(score: float) -> None:
+    with pytest.raises(InputError, match="score"):
+        list(read_candidates([{"prompt": "Why?", "candidates": [{"text": "a", "score": score}]}]))
+
+
+def test_a_candidate_with_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(InputError, match="surrogate"):
+        list(read_candidates([{"prompt": "Why?", "candidates": ["a\udfff"]}]))
