@@ -10,7 +10,9 @@ import csv
 import gzip
 import io
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -30,9 +32,7 @@ Row = tuple[str, Mapping[str, Any]]
 def read_prompts(source: str | Iterable[Any], *, system: str | None = None, limit: int | None = None) -> Iterator[Prompt]:
     """The prompts of a file, a dataset or Python values, in order. Raises InputError at the first wrong row."""
     ids = _Ids()
-    for place, (where, row) in enumerate(_rows(source)):
-        if place == limit:
-            return
+    for where, row in islice(_rows(source), limit):
         yield _prompt(where, row, ids, system)
     if not ids.used:
         raise InputError(f"{_shown(source)} holds no prompts")
@@ -43,9 +43,7 @@ def read_candidates(
 ) -> Iterator[tuple[Prompt, list[Candidate]]]:
     """Prompts with answers that already exist, in order. Raises InputError at the first wrong row."""
     ids = _Ids()
-    for place, (where, row) in enumerate(_rows(source)):
-        if place == limit:
-            return
+    for where, row in islice(_rows(source), limit):
         given = row.get("candidates")
         if not isinstance(given, list):
             raise InputError(f"{where}: `candidates` must be a list, got {_kind(given)}")
@@ -71,9 +69,10 @@ class _Ids:
                 raise InputError(f"{where}: the id {given!r} stands in an earlier row too")
             self.used.add(str(given))
             return str(given)
-        name = digest(list(messages), 8)
-        repeat = self._repeats[name] = self._repeats.get(name, 0) + 1
-        name = name if repeat == 1 else f"{name}-{repeat}"
+        base = name = digest(list(messages), 8)
+        while name in self.used:
+            self._repeats[base] = self._repeats.get(base, 1) + 1
+            name = f"{base}-{self._repeats[base]}"
         self.used.add(name)
         return name
 
@@ -121,7 +120,7 @@ def _candidate(where: str, prompt_id: str, place: int, item: Any) -> Candidate:
     score = row.get("score")
     if not _encodable(text):
         raise InputError(f"{where}: candidate {place + 1} holds half a surrogate pair, which is no text")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or score != score):
+    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score)):
         raise InputError(f"{where}: the score of candidate {place + 1} must be a number, got {score!r}")
     return Candidate(
         id=f"{prompt_id}/{place}", text=text, model=str(row.get("model") or ""), score=None if score is None else float(score)
