@@ -9,6 +9,8 @@ from typing import Any
 from rlaif.pairs import flips
 from rlaif.types import PreferencePair, Record
 
+_MOST_FAILURES, _LONGEST_MESSAGE = 10, 500
+
 
 class Audit:
     """Counts over records and pairs; add each once, then read `numbers`. Rates are None where there is nothing to count."""
@@ -16,6 +18,8 @@ class Audit:
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self.dropped: Counter[str] = Counter()
+        self._failed: Counter[tuple[str, str]] = Counter()
+        self._examples: dict[tuple[str, str], str] = {}
 
     def add(self, record: Record) -> None:
         """Counts a record's verdicts. Flips are over pairs judged readably in both orders, by a judge each."""
@@ -31,6 +35,21 @@ class Audit:
             if len(verdict.shown) == 2 and frozenset(verdict.shown) in both and verdict.winner is not None:
                 count["named"] += 1
                 count["named_first"] += verdict.winner == verdict.shown[0]
+
+        for who, error in (
+            *(("policy", c.error) for c in record.candidates if c.error),
+            *(("judge", v.error) for v in record.verdicts if v.error),
+        ):
+            kind = who, error.partition(":")[0]
+            self._failed[kind] += 1
+            self._examples.setdefault(kind, error)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """What went wrong, most frequent first: whose it is (policy or judge), how often, and the first such message."""
+        return [
+            {"of": kind[0], "count": count, "error": self._examples[kind][:_LONGEST_MESSAGE]}
+            for kind, count in self._failed.most_common(_MOST_FAILURES)
+        ]
 
     def add_pair(self, pair: PreferencePair) -> None:
         """Counts a pair; pairs of equal length say nothing of length."""

@@ -41,7 +41,7 @@ class Client:
 
     def __init__(self, model: Model, ledger: Ledger, tally: Tally, *, role: str) -> None:
         self.name, self.identity = model.name, model.identity
-        self.constrains, self.window = model.constrains, model.window
+        self.constrains, self.window, self.free = model.constrains, model.window, model.free
         self._model, self._ledger, self._tally, self._role = model, ledger, tally, role
         self._flying: dict[str, asyncio.Future[Choice]] = {}
 

@@ -151,7 +151,7 @@ def judge_command(
     ] = None,
     out: Out = None,
     judge: JudgeNames = None,
-    judge_model: JudgeModel = None,
+    judge_model: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that drives an LLM judge.")] = None,
     constitution: ConstitutionName = None,
     limit: Limit = None,
     system: System = None,

@@ -20,8 +20,25 @@ def _listed(value: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(_listed)]
 
 
+_OWN_FIELDS = {
+    "model": ": use --policy or --judge-model",
+    "messages": "",
+    "n": ": use -n",
+    "stream": "",
+    "temperature": ": use --temperature",
+    "max_tokens": ": use --max-tokens",
+    "max_completion_tokens": ": use --max-tokens",
+    "seed": ": use --seed",
+    "logprobs": "",
+    "top_logprobs": "",
+}
+
+
 def _is_json(value: dict[str, Any]) -> dict[str, Any]:
     json.dumps(value, allow_nan=False)
+    for name in value:
+        if name in _OWN_FIELDS:
+            raise ValueError(f"the field {name!r} is rlaif's own{_OWN_FIELDS[name]}")
     return value
 
 
@@ -73,7 +90,8 @@ def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
-            raise InputError(f"the setting `{name}` is missing") from None
+            how = {"out": "--out DIR", "prompts": "a file of prompts or candidates"}.get(name, name)
+            raise InputError(f"the setting `{name}` is missing: give {how}") from None
         if first["type"] == "extra_forbidden":
             raise InputError(f"there is no setting `{name}`; there are {', '.join(RunConfig.model_fields)}") from None
         raise InputError(f"{name.replace('_', '-')} = {first['input']!r}: {first['msg']}") from None

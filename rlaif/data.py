@@ -23,6 +23,7 @@ from rlaif.types import Candidate, Message, Prompt
 
 MAX_LINE_BYTES = 16 * 2**20
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_KINDS_OF = {int: "a number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "an object"}
 _KINDS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
 Row = tuple[str, Mapping[str, Any]]
@@ -241,7 +242,11 @@ def _dataset_rows(path: Path) -> Iterator[Row]:
     except (FileNotFoundError, ValueError) as error:
         raise InputError(f"{str(path)!r} is a folder, but not a saved dataset: {error}") from None
     if isinstance(loaded, datasets.DatasetDict):
-        raise InputError(f"{str(path)!r} holds the splits {', '.join(loaded)}; name one, as {path / next(iter(loaded))}")
+        if len(loaded) != 1:
+            raise InputError(
+                f"{str(path)!r} holds the splits {', '.join(loaded)}: name one, as {path / next(iter(loaded), '')}"
+            )
+        loaded = next(iter(loaded.values()))
     for place, row in enumerate(loaded, 1):
         yield f"{path}: row {place}", {k: v for k, v in row.items() if v is not None}
 
@@ -282,8 +287,11 @@ def _json(where: str, text: str) -> Any:
         raise InputError(f"{where}: not valid JSON: it is nested too deeply") from None
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: a text holds half a surrogate pair: {error.object[error.start : error.end]!r}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON: {error.msg}, at character {error.pos + 1}") from None
     except ValueError as error:
-        raise InputError(f"{where}: not valid JSON: {error}") from None
+        reason = "a number has thousands of digits" if "int_max_str_digits" in str(error) else error
+        raise InputError(f"{where}: not valid JSON: {reason}") from None
 
 
 def _encodable(text: str) -> bool:
@@ -295,7 +303,13 @@ def _encodable(text: str) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else "an empty list" if value == [] else f"a {type(value).__name__}"
+    return (
+        "nothing"
+        if value is None
+        else "an empty list"
+        if value == []
+        else f"{_KINDS_OF.get(type(value), type(value).__name__)}"
+    )
 
 
 def _shown(source: str | Iterable[Any]) -> str:

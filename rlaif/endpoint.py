@@ -24,7 +24,6 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
 _RETRIED = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_funds"}
 _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
-_STOPPED_AFTER_REJECTIONS = 5
 _ATTEMPTS_TO_FIND = 5
 
 
@@ -70,7 +69,7 @@ class Endpoint:
         self._attempts = attempts
         self._held_until = 0.0
         self._stopped: StopRun | None = None
-        self._accepted = self._rejected = 0
+        self._accepted = 0
 
     async def call(self, send: Callable[[], Awaitable[Response]], keep: Keep, check: Callable[[bytes], object]) -> bytes:
         """Sends until there is a kept body that passes `check`, and returns it.
@@ -98,12 +97,6 @@ class Endpoint:
         """Lets no further call out; returns the first reason given."""
         self._stopped = self._stopped or reason
         return self._stopped
-
-    def rejected(self, failed: CallFailed) -> None:
-        """Counts a refused request; raises StopRun if the first ones were all refused: the settings are wrong."""
-        self._rejected += 1
-        if self._accepted == 0 and self._rejected >= _STOPPED_AFTER_REJECTIONS:
-            raise self.stop(StopRun("config", f"every request so far was refused; the last time: {failed}"))
 
     async def _hold(self) -> None:
         while (wait := self._held_until - time.monotonic()) > 0:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     import datasets
 
 
+_SHOWN = 120
+
+
 @dataclass
 class Progress:
     """Where a run stands: finished prompts out of all, and calls so far."""
@@ -43,6 +46,16 @@ class Progress:
     done: int = 0
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a run works with: `window` prompts at once keep it busy; `free` says that no model costs money."""
+
+    policies: list[Client]
+    judges: list[Judge]
+    window: int
+    free: bool
 
 
 class Run:
@@ -135,10 +148,7 @@ class Run:
 
     async def _execute(self) -> AsyncGenerator[Record, None]:
         config = self.config
-        seen = [
-            (ordinal, prompt.id, _prompt_digest(prompt, candidates))
-            for ordinal, (prompt, candidates) in enumerate(self._read())
-        ]
+        seen = [(ordinal, prompt.id, _marks(prompt, candidates)) for ordinal, (prompt, candidates) in enumerate(self._read())]
         self.progress.prompts = len(seen)
         models, plans = self._open()
         loop = asyncio.get_running_loop()
@@ -147,12 +157,12 @@ class Run:
         try:
             facts = self._facts([dict(models.open(name).identity) for name in config.policy])
             _check_unchanged(ledger, facts, seen, limited=config.limit is not None)
-            policies, judges, window = self._compose(ledger, models, plans)
-            plan = digest([[judge.digest for judge in judges], config.n, config.allow_truncated])
+            parts = self._compose(ledger, models, plans)
+            plan = digest([[judge.digest for judge in parts.judges], config.n, config.allow_truncated])
             stored = {name: json.dumps(value) for name, value in facts.items()}
             await ledger.begin(stored | {"config": config.to_yaml()}, seen, plan=plan, forget_failures=config.retry_failed)
             write_whole(self.directory / "config.yaml", config.to_yaml().encode())
-            async with aclosing(self._work(ledger, policies, judges, window)) as work:
+            async with aclosing(self._work(ledger, parts)) as work:
                 async for record in work:
                     yield record
         finally:
@@ -160,32 +170,34 @@ class Run:
             await models.close()
             ledger.close()
 
-    def _compose(self, ledger: Ledger, models: Models, plans: Sequence[JudgePlan]) -> tuple[list[Client], list[Judge], int]:
-        """The policies, the judges, and how many prompts at once keep them busy."""
+    def _compose(self, ledger: Ledger, models: Models, plans: Sequence[JudgePlan]) -> _Parts:
         tally = self.progress.tally
         policies = [Client(models.open(name), ledger, tally, role="policy") for name in self.config.policy]
         drivers = {p.model: Client(models.open(p.model), ledger, tally, role="judge") for p in plans if p.model}
         judges = [p.build(drivers[p.model] if p.model else None, ledger, tally) for p in plans]
         _name_apart(judges)
-        windows = [client.window for client in (*policies, *drivers.values())]
-        return policies, judges, max(windows, default=self.config.concurrency)
+        clients = [*policies, *drivers.values()]
+        return _Parts(
+            policies,
+            judges,
+            window=max((client.window for client in clients), default=self.config.concurrency),
+            free=all(client.free for client in clients),
+        )
 
-    async def _work(
-        self, ledger: Ledger, policies: Sequence[Client], judges: Sequence[Judge], window: int
-    ) -> AsyncGenerator[Record, None]:
+    async def _work(self, ledger: Ledger, parts: _Parts) -> AsyncGenerator[Record, None]:
         config, given = self.config, Given()
         propose: Propose = given
         prompts: Iterator[tuple[int, Prompt]] = enumerate(given.put(*row) for row in self._read())
         if config.command != "judge":
             propose = Sampler(
-                policies, n=config.n, temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed
+                parts.policies, n=config.n, temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed
             )
             prompts = enumerate(prompt for prompt, _ in self._read())
         finished = engine.run(
             prompts,
             propose,
-            judges,
-            window=window,
+            parts.judges,
+            window=parts.window,
             allow_truncated=config.allow_truncated,
             stopping=lambda: self._interrupted,
         )
@@ -198,19 +210,21 @@ class Run:
                     yield record
         except StopRun as error:
             stopped = error
+            if error.kind == "config":
+                await ledger.forget_failures("bad_request")
         try:
-            self.summary = self._finish(ledger, judges, stopped)
+            self.summary = self._finish(ledger, parts, stopped)
         except OSError as error:
             raise StopRun("disk", f"cannot write the results in {str(self.directory)!r}: {error.strerror or error}") from None
         if stopped is not None:
             raise stopped
 
-    def _finish(self, ledger: Ledger, judges: Sequence[Judge], stopped: StopRun | None) -> dict[str, Any]:
+    def _finish(self, ledger: Ledger, parts: _Parts, stopped: StopRun | None) -> dict[str, Any]:
         """Writes the export (of a run that was not stopped) and summary.json; returns the summary."""
         tally = self.progress.tally
-        summary = results.finish(ledger, self.config, write=stopped is None) | {
+        summary = results.finish(ledger, self.config, write=stopped is None, free=parts.free) | {
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
-            "judges": [judge.name for judge in judges],
+            "judges": [judge.name for judge in parts.judges],
             "wall_s": round(time.monotonic() - self.progress.started, 3),
             "state": "done" if stopped is None else "stopped",
         }
@@ -253,30 +267,49 @@ def _name_apart(judges: Sequence[Judge]) -> None:
             judge.name = f"{judge.name}-{seen[judge.name]}"
 
 
-def _prompt_digest(prompt: Prompt, candidates: Sequence[Candidate]) -> str:
+def _marks(prompt: Prompt, candidates: Sequence[Candidate]) -> str:
+    """What an input row was, part by part, as the ledger remembers it: digests and the beginning of the text."""
     given = [[c.text, c.model, c.score] for c in candidates]
-    return digest([prompt.id, list(prompt.messages), prompt.reference, given])
+    parts = {"messages": list(prompt.messages), "reference": prompt.reference, "candidates": given}
+    return json.dumps(
+        {"id": prompt.id, "text": prompt.text[:_SHOWN], **{name: digest(part, 8) for name, part in parts.items()}},
+        ensure_ascii=False,
+    )
 
 
 def _check_unchanged(ledger: Ledger, facts: dict[str, Any], seen: Sequence[tuple[int, str, str]], *, limited: bool) -> None:
     """Raises InputError with the difference if the directory's earlier run cannot be continued by this one."""
+    where = str(ledger.directory)
     for name, value in facts.items():
-        before = ledger.meta(name)
-        if before is not None and json.loads(before) != value:
-            raise InputError(
-                f"{str(ledger.directory)!r} was made with another {name}: {_short(json.loads(before))}, now "
-                f"{_short(value)}; set it back or choose another directory"
-            )
+        text = ledger.meta(name)
+        before = value if text is None else json.loads(text)
+        if before != value:
+            changes = "; ".join(_changes(name, before, value))
+            raise InputError(f"{where!r} was made with other settings: {changes}. Set it back or choose another directory")
     for ordinal, name, mark in ledger.prompts():
         if ordinal >= len(seen):
             if not limited:
                 raise InputError(f"prompt {ordinal + 1} ({name!r}) of the earlier run is gone from the input; put it back")
             return
         if seen[ordinal][2] != mark:
+            changes = "; ".join(_changes("", json.loads(mark), json.loads(seen[ordinal][2])))
             raise InputError(
-                f"prompt {ordinal + 1} has changed since the earlier run in {str(ledger.directory)!r}: it was {name!r}, "
-                f"now it is {seen[ordinal][1]!r}; add new prompts at the end, or choose another directory"
+                f"prompt {ordinal + 1} ({name!r}) has changed since the earlier run in {where!r}: {changes}."
+                " Add new prompts at the end, or choose another directory"
             )
+
+
+def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
+    """Where two JSON values differ, in words; digests are not shown."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        for key in before:
+            yield from _changes(f"{name} {key}".strip(), before[key], now[key])
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, (one, other) in enumerate(zip(before, now, strict=True), 1):
+            yield from _changes(f"{name} {place}" if len(now) > 1 else name, one, other)
+    elif before != now:
+        hidden = name in ("messages", "reference", "candidates")
+        yield f"{name} changed" if hidden else f"{name} was {_short(before)}, now {_short(now)}"
 
 
 def _short(value: Any) -> str:

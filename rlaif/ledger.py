@@ -62,11 +62,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What the directory's calls have used; `unpriced` says that a call's price is unknown."""
+    """What the directory's calls have used, as far as they said: None if there are calls and none did.
 
-    prompt_tokens: int
-    completion_tokens: int
+    `unpriced` says that a call's price is unknown, `uncounted` how many calls did not say what they used.
+    """
+
+    prompt_tokens: int | None
+    completion_tokens: int | None
     unpriced: bool
+    uncounted: int
 
 
 Work = Callable[[sqlite3.Connection], Any]
@@ -155,8 +159,16 @@ class Ledger:
 
     def spend(self) -> Spend:
         """Tokens and pricing of every call this directory has bought."""
-        row = self._reader.execute("SELECT sum(prompt_tokens), sum(completion_tokens), min(free) FROM calls").fetchone()
-        return Spend(row[0] or 0, row[1] or 0, unpriced=row[2] == 0)
+        prompt, completion, free, calls, counted = self._reader.execute(
+            "SELECT sum(prompt_tokens), sum(completion_tokens), min(free), count(*), count(prompt_tokens) FROM calls"
+        ).fetchone()
+        nothing = 0 if calls == 0 else None
+        return Spend(
+            nothing if prompt is None else prompt,
+            nothing if completion is None else completion,
+            unpriced=free == 0,
+            uncounted=calls - counted,
+        )
 
     # Writing: each returns after the commit, except `note_usage`
 
@@ -181,6 +193,10 @@ class Ledger:
         rows = [(key, kind, message) for key in keys]
         sql = "INSERT OR REPLACE INTO answers (key, kind, message) VALUES (?, ?, ?)"
         await self._commit(lambda db: db.executemany(sql, rows) and None)
+
+    async def forget_failures(self, kind: str) -> None:
+        """Opens the calls again that failed with `kind`: what the user can repair is not final."""
+        await self._commit(lambda db: db.execute("DELETE FROM answers WHERE kind = ?", (kind,)) and None)
 
     async def save_record(self, ordinal: int, body: bytes) -> None:
         """Stores a finished record."""

@@ -42,7 +42,7 @@ def eligible(candidates: Sequence[Candidate], *, allow_truncated: bool = False) 
 def why_not_judged(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> str:
     """The reason of a record with fewer than two different eligible candidates."""
     if all(c.empty for c in candidates):
-        return "sampling_failed" if any(c.error for c in candidates) or not candidates else "ineligible"
+        return "sampling_failed" if any(c.error for c in candidates) else "ineligible"
     usable = [c for c in candidates if not c.empty and (allow_truncated or not c.truncated)]
     return "identical" if len(usable) >= 2 else "ineligible"
 

@@ -51,9 +51,7 @@ def _follow_plain(run: jobs.Run, console: Console) -> None:
             last = time.monotonic()
             spent = last - run.progress.started
             left = spent / run.progress.done * (run.progress.prompts - run.progress.done)
-            console.print(
-                f"{run.progress.done}/{run.progress.prompts} prompts, {_calls(run)}, about {left:.0f} s left", highlight=False
-            )
+            _print(f"{run.progress.done}/{run.progress.prompts} prompts, {_calls(run)}, about {left:.0f} s left", console)
 
 
 def _calls(run: jobs.Run) -> str:
@@ -74,8 +72,9 @@ def show_result(run: jobs.Run, console: Console) -> None:
     lines = [
         f"{path}: {summary['pairs']} {'pairs' if form == 'dpo' else 'answers'} from {summary['prompts']} prompts",
         *(f"  no {'pair' if form == 'dpo' else 'answer'}, {reason}: {count}" for reason, count in summary["dropped"].items()),
+        *_failure_lines(summary),
         f"calls: {calls['policy']} policy, {calls['judge']} judge, {calls['reused']} reused from the ledger"
-        f"; tokens in this directory: {tokens['prompt']} prompt, {tokens['completion']} completion"
+        f"; tokens in this directory: {_known(tokens['prompt'])} prompt, {_known(tokens['completion'])} completion"
         f"; cost: {'unknown' if summary['cost_usd'] is None else format(summary['cost_usd'], '.2f') + ' USD'}"
         f"; {summary['wall_s']:.1f} s",
         *_judge_lines(summary),
@@ -87,6 +86,18 @@ def show_result(run: jobs.Run, console: Console) -> None:
     lines.append(f"Next: rlaif export {run.config.out} --format {other}    (the same answers and verdicts, no new call)")
     for line in lines:
         _print(line, console)
+
+
+def _known(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
+
+
+def _failure_lines(summary: dict[str, Any]) -> Iterator[str]:
+    """What went wrong, and how to have it asked again."""
+    for failure in summary["failures"]:
+        yield f"  {failure['count']} times, {failure['of']}: {failure['error']}"
+    if summary["failures"]:
+        yield "  (--retry-failed asks failed calls again)"
 
 
 def _judge_lines(summary: dict[str, Any]) -> Iterator[str]:

@@ -30,15 +30,21 @@ def rows(directory: Path, form: str, config: RunConfig | None = None) -> Iterato
     """The rows of format `form` (dpo or sft) from a run directory's ledger, in input order. Raises InputError."""
     if form not in FORMATS:
         raise InputError(f"format {form!r} is unknown; there are {', '.join(FORMATS)}")
-    ledger = Ledger.read(directory)
+    return _read_rows(Ledger.read(directory), form, config)
+
+
+def _read_rows(ledger: Ledger, form: str, config: RunConfig | None) -> Iterator[dict[str, Any]]:
     try:
         yield from _rows(_selected(ledger, config or stored_config(ledger), form, Audit()))
     finally:
         ledger.close()
 
 
-def finish(ledger: Ledger, config: RunConfig, *, write: bool) -> dict[str, Any]:
-    """The summary of the stored records, but for what only the running process knows. With `write`, the export too."""
+def finish(ledger: Ledger, config: RunConfig, *, write: bool, free: bool) -> dict[str, Any]:
+    """The summary of the stored records, but for what only the running process knows. With `write`, the export too.
+
+    `free` says that none of the run's models costs money; of others the price is unknown.
+    """
     audit, form = Audit(), format_of(config)
     found = _rows(_selected(ledger, config, form, audit))
     if write:
@@ -52,9 +58,12 @@ def finish(ledger: Ledger, config: RunConfig, *, write: bool) -> dict[str, Any]:
         "pairs": audit.records - audit.dropped.total(),
         "dropped": dict(sorted(audit.dropped.items())),
         "tokens": {"prompt": spend.prompt_tokens, "completion": spend.completion_tokens},
-        "cost_usd": None if spend.unpriced else 0.0,
+        "cost_usd": None if spend.unpriced or not free else 0.0,
         **audit.numbers(),
+        "failures": audit.failures(),
     }
+    if spend.uncounted:
+        summary["tokens"]["calls_without_a_count"] = spend.uncounted
     if form == "sft":
         n = config.n * len(config.policy)
         summary["best_of_n"] = {"n": n, "kl_bound_nats": round(kl_bound(n), 6)}

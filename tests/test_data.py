@@ -73,6 +73,37 @@ def test_wrong_line_is_named_by_file_and_line(tmp_path: Path, line: bytes, why: 
     assert len(said) < 600 and "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("gone.jsonl", None, "no file"),
+        ("gone", None, "no file"),
+        ("empty.jsonl", b"", "no prompts"),
+        ("blank.jsonl", b"\n \n\r\n", "no prompts"),
+        ("bom-only.jsonl", b"\xef\xbb\xbf", "no prompts"),
+        ("utf16.jsonl", '{"prompt": "Why?"}\n'.encode("utf-16"), "UTF-16"),
+        ("utf16le.jsonl", '{"prompt": "Why?"}\n'.encode("utf-16-le"), "utf16le.jsonl:1"),
+        ("prompts.xml", GOOD, "kind"),
+        ("list.json", b"[]", "no prompts"),
+        ("object.json", b'{"prompt": ', "JSON"),
+        ("table.csv", b"question\nWhy?\n", "`prompt`"),
+        ("ragged.csv", b"prompt,id\nWhy?\n", "fields"),
+        ("not.parquet", b"PAR1 no", "parquet"),
+        ("not.jsonl.gz", GOOD, "not a gzip"),
+        ("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xab", "end-of-stream"),
+        ("folder.jsonl/", b"", "not a saved dataset"),
+    ],
+)
+def test_wrong_file_is_named(tmp_path: Path, name: str, content: bytes | None, why: str) -> None:
+    path = tmp_path / name
+    if name.endswith("/"):
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    said = refusal(path)
+    assert name.rstrip("/") in said and why.lower() in said.lower() and "\n" not in said
+
+
 def test_rows_before_a_wrong_one_are_the_only_ones_read(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(GOOD * 2 + b"wrong\n")
@@ -240,3 +271,10 @@ def test_a_score_that_is_no_finite_number_is_refused(score: float) -> None:
 def test_a_candidate_with_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(InputError, match="surrogate"):
         list(read_candidates([{"prompt": "Why?", "candidates": ["a\udfff"]}]))
+
+
+def test_a_number_beyond_floats_is_refused_as_a_score(tmp_path: Path) -> None:
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"prompt": "Why?", "candidates": ["a", {"text": "b", "score": 1e999}]}\n')
+    with pytest.raises(InputError, match="score"):
+        list(read_candidates(str(path)))

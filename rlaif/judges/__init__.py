@@ -15,7 +15,7 @@ from rlaif.judges import code
 from rlaif.judges.llm import PairwiseJudge
 from rlaif.judges.parse import Grammar
 from rlaif.ledger import Ledger
-from rlaif.templates import find, load_constitution, load_template, read_yaml
+from rlaif.templates import data_dir, find, load_constitution, load_template, read_yaml
 from rlaif.types import Answers, Judge
 
 DEFAULT_CONSTITUTION = "hhh"
@@ -55,7 +55,11 @@ def resolve(judge: str | code.JudgeFunction, *, model: str | None, constitution:
     if colon and file.endswith(".py"):
         found, source = code.load(judge, find("judges", file, ".py"), function)
         return _from_function(found, name=function, source=source)
-    path = find("judges", judge, ".yaml")
+    try:
+        path = find("judges", judge, ".yaml")
+    except InputError as error:
+        functions = sorted(f"{p.name}:{p.stem}" for p in (data_dir() / "judges").glob("*.py"))
+        raise InputError(f"{error}; or a function: {', '.join(functions)}, FILE.py:FUNCTION") from None
     if path.suffix == ".py":
         raise InputError(f"judge {judge!r} is a Python file: name the function too, as {judge}:{path.stem}")
     return _from_spec(judge, path, model, constitution)

@@ -18,6 +18,7 @@ import inspect
 import json
 import marshal
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,7 +61,7 @@ class CodeJudge:
             verdict = self._verdict(ids, await self._call(prompt, shown))
         except StopRun:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"{type(error).__name__}: {error}"
             await self._ledger.fail([key], "judge_raised", message)
             return Verdict(self.name, ids, None, error=f"judge_raised: {message}")
@@ -76,14 +77,18 @@ class CodeJudge:
             return await self._function(prompt, shown)
         said, error = await asyncio.get_running_loop().run_in_executor(self._thread, self._call_here, prompt, shown)
         if error is not None:
-            raise RuntimeError(f"{type(error).__name__}: {error}") if isinstance(error, StopIteration) else error
+            raise (
+                RuntimeError(f"{type(error).__name__}: {error}")
+                if not isinstance(error, Exception) or isinstance(error, StopIteration)
+                else error
+            )
         return said
 
-    def _call_here(self, prompt: Prompt, shown: Sequence[Candidate]) -> tuple[Any, Exception | None]:
+    def _call_here(self, prompt: Prompt, shown: Sequence[Candidate]) -> tuple[Any, BaseException | None]:
         """What the function returns or raises; a future cannot carry every exception."""
         try:
             return self._function(prompt, shown), None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return None, error
 
     def _verdict(self, ids: tuple[str, ...], said: Any) -> Verdict:
@@ -107,6 +112,8 @@ def load(spec: str, path: Path, function: str) -> tuple[JudgeFunction, str]:
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"judge {spec!r}: {str(path)!r} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
+    if str(path.parent.resolve()) not in sys.path:  # as Python does for a script: its neighbours can be imported
+        sys.path.append(str(path.parent.resolve()))
     try:
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

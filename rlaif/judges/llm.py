@@ -99,10 +99,11 @@ class PairwiseJudge:
         if scores is None and self._model.constrains:
             # Constrained to the letters, the model's probabilities are these ones over their sum: only where a letter
             # is too unlikely to be listed does it have to be asked.
-            listed = {token.strip() for token in choice.first_token}
-            if not listed.issuperset(self._token_grammar.options):
+            if not self._token_grammar.lists_all(choice.first_token):
                 choice = await self._ask(self._token, values, choices=self._token_grammar.options)
             scores = self._read(choice, 0.0)
+        if scores is None:
+            self._fall_back(f"{self._model.name} does not answer with the bare letter")
         return scores
 
     def _read(self, choice: Choice, mass_needed: float) -> tuple[float, float] | None:

@@ -20,6 +20,9 @@ from typing import Any
 
 from rlaif.errors import InputError
 
+_SPACE = (
+    " \t\r\n\u0120\u010a\u2581"  # some servers show tokens as the vocabulary spells them: space, newline, SentencePiece's space
+)
 _MEANINGS = {"first": (1.0, 0.0), "second": (0.0, 1.0), "tie": (0.5, 0.5)}
 
 
@@ -80,17 +83,27 @@ class Grammar:
             raise Unreadable(f"{found[0]!r} was not offered")
         return self.means[found[0]]
 
+    def lists_all(self, first_token: Mapping[str, float]) -> bool:
+        """True if every option is among the tokens."""
+        return {token.strip(_SPACE) for token in first_token}.issuperset(self.means)
+
     def read_token(self, first_token: Mapping[str, float]) -> tuple[tuple[float, float], float]:
         """(scores, mass): probabilities of (first, second), and how much of the whole they were before.
 
-        Probabilities are summed over the tokens that strip to an option. Raises Unreadable if no option is there.
+        Probabilities are summed over the tokens that strip to an option. An option that is not listed gets the most that
+        it can have: no more than the least likely token listed, and than what is left. Raises Unreadable if none is listed.
         """
         held = dict.fromkeys(self.means, 0.0)
+        seen: set[str] = set()
         for token, probability in first_token.items():
-            if token.strip() in held:
-                held[token.strip()] += probability
+            option = token.strip(_SPACE)
+            if option in held:
+                held[option] += probability
+                seen.add(option)
         mass = sum(held.values())
         if mass <= 0.0:
             raise Unreadable("none of the options is among the likely tokens")
-        first = sum(p * self.means[option][0] for option, p in held.items()) / mass
+        unlisted = max(0.0, min(*first_token.values(), 1.0 - sum(first_token.values())))
+        held |= dict.fromkeys(held.keys() - seen, unlisted)
+        first = sum(p * self.means[option][0] for option, p in held.items()) / sum(held.values())
         return (first, 1.0 - first), mass

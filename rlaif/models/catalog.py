@@ -40,6 +40,7 @@ def served(url: str) -> list[str]:
     """The models that the endpoint at `url` lists. Raises InputError if it does not answer."""
     import httpx
 
+    _, url = openai.split_url(f"models@{url}" if url.startswith("http") else f"@{url}")
     key = openai.api_key_for("models", url)
     try:
         response = httpx.get(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=30)

@@ -111,8 +111,9 @@ def _first_token(logprobs: Any) -> dict[str, float] | None:
         found: dict[str, float] = {}
         for entry in listed:
             value = float(entry["prob"]) if "prob" in entry else math.exp(min(float(entry["logprob"]), 1.0))
-            if not 0.0 <= value <= 1.0 + 1e-6:
+            if not 0.0 <= value <= 1.001:  # a probability above one by more than rounding is none, nor is NaN
                 return None
+            value = min(value, 1.0)
             found[str(entry["token"])] = found.get(str(entry["token"]), 0.0) + value
         return found
     except (TypeError, KeyError, IndexError, ValueError, AttributeError):

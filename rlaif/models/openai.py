@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -30,6 +31,7 @@ log = logging.getLogger("rlaif")
 
 DEFAULT_URL = "https://api.openai.com/v1"
 MAX_BODY_BYTES = 64 * 2**20
+_STOPPED_AFTER_REJECTIONS = 5
 _UNWANTED = ("support", "unrecogni", "unknown", "not allowed", "not permitted", "extra", "only the default")
 
 
@@ -67,6 +69,7 @@ class OpenAI:
         self._extra = dict(extra_body or {})
         self._dropped: set[str] = set()
         self._renamed: dict[str, str] = {}
+        self._accepted, self._rejected = Counter[str](), Counter[str]()
 
     async def send(self, request: Request, keep: Keep) -> bytes:
         """One kept response. Raises CallFailed, Unsupported("logprobs") or StopRun."""
@@ -80,12 +83,19 @@ class OpenAI:
             return await self._transport.post(sent)
 
         while True:
+            role = "judge" if request.mark else "policy"
             try:
-                return await self._endpoint.call(post, keep, chat.read)
+                body = await self._endpoint.call(post, keep, chat.read)
             except Rejected as rejected:
                 if not self._learn(rejected, sent):
-                    self._endpoint.rejected(rejected)
+                    self._rejected[role] += 1
+                    if not self._accepted[role] and self._rejected[role] >= _STOPPED_AFTER_REJECTIONS:
+                        said = f"every {role} request so far was refused; the last time: {rejected}"
+                        raise self._endpoint.stop(StopRun("config", said)) from None
                     raise CallFailed("bad_request", str(rejected)) from None
+            else:
+                self._accepted[role] += 1
+                return body
 
     def read(self, body: bytes) -> Reply:
         """The parsed response."""
@@ -111,17 +121,19 @@ class OpenAI:
     def _learn(self, rejected: Rejected, sent: dict[str, Any]) -> bool:
         """Takes a refused field out of later requests. True if trying again makes sense."""
         said = str(rejected).lower()
-        if "max_tokens" in sent and "max_completion_tokens" in said:
-            self._renamed["max_tokens"] = "max_completion_tokens"
-            return True
         unwanted = any(words in said for words in _UNWANTED)
         words = set(re.findall(r"\w+", said)) | {rejected.param}
+        if "max_tokens" in sent and ("max_completion_tokens" in words or (unwanted and "max_tokens" in words)):
+            self._renamed["max_tokens"] = "max_completion_tokens"
+            return True
         for name in ("logprobs", "top_logprobs", "temperature", "seed", "n"):
             if name not in sent or name in self._extra or name not in words:
                 continue
             if "logprobs" in name:  # whatever is wrong with them, verdicts as text do without
                 refused = {"logprobs", "top_logprobs"}
-            elif unwanted and (name != "n" or rejected.param == "n" or "'n'" in said):
+            elif (name == "n" and (rejected.param == "n" or (unwanted and ("'n'" in said or "n > 1" in said)))) or (
+                name != "n" and unwanted
+            ):
                 refused = {name}
             else:
                 continue
@@ -136,7 +148,7 @@ class AiohttpTransport:
     """Requests over one aiohttp session, opened in the loop that first uses it."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
-        self._url, self._timeout_s = url, timeout_s
+        self._url, self._timeout_s, self._api_key = url, timeout_s, api_key
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -155,7 +167,7 @@ class AiohttpTransport:
                 if len(payload) > MAX_BODY_BYTES:
                     raise CallFailed("too_big", f"{self._url}: the response is larger than {MAX_BODY_BYTES} bytes")
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                return Response(response.status, headers, payload)
+                return Response(response.status, headers, _without(self._api_key, response.status, payload))
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
             raise TransportError(f"cannot connect: {error}", reached=False) from None
         except TimeoutError:
@@ -212,7 +224,8 @@ class OpenAITransport:
                 self._timeout_s,
             )
         except openai.APIStatusError as error:
-            return Response(error.status_code, dict(error.response.headers), error.response.content)
+            payload = _without(self._settings["api_key"], error.status_code, error.response.content)
+            return Response(error.status_code, dict(error.response.headers), payload)
         except (TimeoutError, openai.APITimeoutError):
             raise TransportError(f"no complete response within {self._timeout_s:g} s", reached=True) from None
         except openai.APIConnectionError as error:
@@ -228,15 +241,23 @@ class OpenAITransport:
             await self._client.close()
 
 
+def _without(api_key: str | None, status: int, payload: bytes) -> bytes:
+    """An error's body with the key taken out: some endpoints repeat it, and the message is stored and shown."""
+    return payload if status == 200 or not api_key else payload.replace(api_key.encode(), b"(key)")
+
+
 def split_url(rest: str) -> tuple[str, str]:
     """(name, base URL) of `NAME[@URL]`; without a URL, OPENAI_BASE_URL or OpenAI's own. Raises InputError."""
     name, at, url = rest.partition("@http")
     url = "http" + url if at else os.environ.get("OPENAI_BASE_URL", "").strip() or DEFAULT_URL
+    tail = name.rpartition("@")[2] if "@" in name else ""
+    if re.search(r":\d+(/|$)|/v\d", tail):  # not sent to the default address with the key
+        raise InputError(f"'openai/{rest}': an address begins with http:// or https://, as openai/NAME@http://{tail}")
     parts = urlsplit(url)
     if not name or not parts.hostname or parts.scheme not in ("http", "https"):
         raise InputError(f"'openai/{rest}' should read openai/NAME or openai/NAME@http://host:port/v1")
-    if parts.username or parts.password:
-        raise InputError("the address of a model may hold no password: it would be stored; set OPENAI_API_KEY instead")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError("a model's address may hold no password or query, which would be stored: set OPENAI_API_KEY instead")
     return name, url.rstrip("/").removesuffix("/chat/completions")
 
 
