@@ -69,7 +69,7 @@ def _run(command: str, source: Source, out: str | Path, judge: Judges, settings:
     judges = [judge] if isinstance(judge, str) or callable(judge) else list(judge)
     named = [j if isinstance(j, str) else getattr(j, "__name__", type(j).__name__) for j in judges]
     path = str(source) if isinstance(source, (str, Path)) else None
-    given = {"command": command, "prompts": path or "(Python)", "out": str(out), "judge": named, **settings}
+    given = {"prompts": path or "(Python)", "out": str(out), "judge": named, **settings, "command": command}
     policy = given.get("policy")
     if policy is not None and not isinstance(policy, str):
         given["policy"] = list(policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TypeVar
@@ -63,12 +64,13 @@ def iterate(make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
             room.release()
             yield item  # type: ignore[misc]
     finally:
-        while not closed.wait(0.05):  # a run that has ended by itself has nothing to stop
+        while not sys.is_finalizing() and not closed.wait(0.05):  # at the interpreter's end its thread is gone
             for cancel in stop[:1]:
                 with contextlib.suppress(RuntimeError):  # its loop has just closed
                     cancel()
                 stop.clear()
-        thread.join()
+        if not sys.is_finalizing():
+            thread.join()
 
 
 class _End(Exception):

@@ -53,6 +53,12 @@ class Client:
             self._flying[key].add_done_callback(lambda task: self._landed(key, task))
         return await asyncio.shield(self._flying[key])
 
+    async def close(self) -> None:
+        """Breaks off the calls that nobody waits for any more."""
+        for task in self._flying.values():
+            task.cancel()
+        await asyncio.gather(*self._flying.values(), return_exceptions=True)
+
     async def samples(self, request: Request, *, prompt_id: str, n: int, run_seed: int) -> list[Choice | CallFailed]:
         """The first n samples of a prompt, in index order; a failed one is its error. Buys only the missing ones."""
         keys = [self._key(request, prompt_id, index) for index in range(n)]

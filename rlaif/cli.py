@@ -5,8 +5,10 @@ Exit status: 0 done; 2 wrong usage or input, nothing spent; 3 stopped cleanly, t
 
 from __future__ import annotations
 
+import io
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -317,6 +319,9 @@ def _errors() -> Iterator[None]:
 
 def main() -> None:
     """The entry point of the `rlaif` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to fail
     app(prog_name="rlaif")
 
 

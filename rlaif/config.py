@@ -42,6 +42,12 @@ def _is_json(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def _is_text(value: str | None) -> str | None:
+    if value is not None:
+        value.encode("utf-8")  # UnicodeEncodeError is a ValueError: half a surrogate pair is no text
+    return value
+
+
 class RunConfig(BaseModel):
     """The settings of generate, best-of-n and judge. `config.yaml` in the run directory holds them, without secrets."""
 
@@ -57,7 +63,7 @@ class RunConfig(BaseModel):
     n: int = Field(default=4, ge=1)
     temperature: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     max_tokens: int = Field(default=512, ge=1)
-    system: str | None = None
+    system: Annotated[str | None, AfterValidator(_is_text)] = None
     seed: int = 0
     limit: int | None = Field(default=None, ge=1)
     allow_truncated: bool = False
@@ -69,7 +75,7 @@ class RunConfig(BaseModel):
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML; `rlaif ... --config` reads it."""
-        return str(yaml.safe_dump(self.model_dump(), allow_unicode=True, sort_keys=False))
+        return str(yaml.safe_dump(self.model_dump(exclude={"retry_failed"}), allow_unicode=True, sort_keys=False))
 
 
 def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:

@@ -11,6 +11,8 @@ import gzip
 import io
 import json
 import math
+import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -66,6 +68,8 @@ class _Ids:
         if given is not None:
             if isinstance(given, bool) or not isinstance(given, (str, int)) or str(given) == "":
                 raise InputError(f"{where}: `id` must be a text or a number, got {given!r}")
+            if not _encodable(str(given)):
+                raise InputError(f"{where}: the id {given!r} holds half a surrogate pair, which is no text")
             if str(given) in self.used:
                 raise InputError(f"{where}: the id {given!r} stands in an earlier row too")
             self.used.add(str(given))
@@ -115,17 +119,18 @@ def _candidate(where: str, prompt_id: str, place: int, item: Any) -> Candidate:
     row = {"response": item} if isinstance(item, str) else item
     if not isinstance(row, Mapping):
         raise InputError(f"{where}: candidate {place + 1} must be a text or an object, got {_kind(item)}")
-    text = row.get("response", row.get("text"))
+    text = row.get("text") if row.get("response") is None else row["response"]
     if not isinstance(text, str):
         raise InputError(f"{where}: candidate {place + 1} needs a text as `response`, got {_kind(text)}")
     score = row.get("score")
-    if not _encodable(text):
-        raise InputError(f"{where}: candidate {place + 1} holds half a surrogate pair, which is no text")
-    if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score)):
-        raise InputError(f"{where}: the score of candidate {place + 1} must be a number, got {score!r}")
-    return Candidate(
-        id=f"{prompt_id}/{place}", text=text, model=str(row.get("model") or ""), score=None if score is None else float(score)
-    )
+    try:
+        number = None if score is None else float(score)
+        fine = number is None or (math.isfinite(number) and isinstance(score, (int, float)) and not isinstance(score, bool))
+    except (TypeError, ValueError, OverflowError):
+        number, fine = None, False
+    if not fine:
+        raise InputError(f"{where}: the score of candidate {place + 1} must be a number, got {str(score)[:40]!r}")
+    return Candidate(id=f"{prompt_id}/{place}", text=text, model=str(row.get("model") or ""), score=number)
 
 
 def _rows(source: str | Iterable[Any]) -> Iterator[Row]:
@@ -135,16 +140,16 @@ def _rows(source: str | Iterable[Any]) -> Iterator[Row]:
             yield f"item {place}", item if is_row else {"prompt": list(item) if isinstance(item, tuple) else item}
         return
     path = example(str(source))
-    if path.is_dir():
+    if os.path.isdir(path):
         yield from _dataset_rows(path)
         return
     plain = path.with_suffix("") if path.suffix == ".gz" else path
-    if not path.exists() and plain.suffix not in _KINDS and str(source).count("/") == 1:
+    if not os.path.exists(path) and plain.suffix not in _KINDS and str(source).count("/") == 1:
         yield from _hub_rows(str(source))
         return
     if plain.suffix not in _KINDS:
-        if not path.exists():
-            raise InputError(f"no file at {str(source)!r}")
+        if not os.path.exists(path):
+            raise InputError(f"no file at {str(source)[:200]!r}")
         raise InputError(
             f"{str(source)!r}: cannot tell its kind; the name should end in {', '.join(_KINDS)}, or these with .gz"
         )
@@ -153,7 +158,7 @@ def _rows(source: str | Iterable[Any]) -> Iterator[Row]:
             yield from _READERS[plain.suffix](str(path), cast(BinaryIO, file))
     except FileNotFoundError:
         raise InputError(f"no file at {str(source)!r}") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {str(source)!r}: {error}") from None
 
 

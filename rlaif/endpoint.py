@@ -8,11 +8,13 @@ to this endpoint, from then on).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +47,14 @@ class TransportError(Exception):
 
 
 class Rejected(CallFailed):
-    """The endpoint refuses this request as it is (400, 413, 422). `param` names the field it complains of, if it does."""
+    """The endpoint refuses this request as it is (400, 413, 422): `said` in its own words.
 
-    def __init__(self, message: str, param: str) -> None:
+    `param` names the field it complains of, "" if it names none.
+    """
+
+    def __init__(self, message: str, said: str, param: str) -> None:
         super().__init__("bad_request", message)
-        self.param = param
+        self.said, self.param = said, param
 
 
 class ErrorInside(CallFailed):
@@ -69,38 +74,62 @@ class Endpoint:
         self._attempts = attempts
         self._held_until = 0.0
         self._stopped: StopRun | None = None
+        self._wake: asyncio.Event | None = None
         self._accepted = 0
 
     async def call(self, send: Callable[[], Awaitable[Response]], keep: Keep, check: Callable[[bytes], object]) -> bytes:
         """Sends until there is a kept body that passes `check`, and returns it.
 
-        `check` raises CallFailed on a body that is no answer. Raises CallFailed or StopRun as the module says.
+        `check` raises CallFailed on a body that is no answer. Raises CallFailed or StopRun as the module says. A rate
+        limit uses up an attempt only if nothing was accepted since this call's last one: while the endpoint works,
+        waiting is all it takes.
         """
-        failed, attempt = CallFailed("no_attempt", f"{self.name}: no attempt was made"), 0
-        for attempt in range(self._attempts):
-            if attempt:
-                await asyncio.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
-            async with self._slots:
-                await self._hold()
-                try:
+        attempt = seen = 0
+        while True:
+            try:
+                async with self._place():
                     return await self._once(send, keep, check)
-                except _Retry as retry:
-                    failed = retry.failed
-            if failed.kind == "unreachable" and self._accepted == 0 and attempt + 1 >= _ATTEMPTS_TO_FIND:
-                break  # it never was there: a wrong address, most likely
-        said = f"{failed} ({attempt + 1} attempts)"
-        if failed.kind == "unreachable":
-            raise self.stop(StopRun("unreachable", said))
+            except _Retry as retry:
+                failed = retry.failed
+            if failed.kind != "rate_limit" or self._accepted == seen:
+                attempt += 1
+            seen = self._accepted
+            lost = failed.kind == "unreachable" and self._accepted == 0  # a wrong address, most likely
+            if attempt >= (_ATTEMPTS_TO_FIND if lost else self._attempts):
+                break
+            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** max(0, attempt - 1))
+            await self._sleep(wait * random.uniform(0.5, 1.0))
+        said = f"{failed} ({attempt} attempts)"
+        if failed.kind in ("unreachable", "rate_limit"):
+            raise self.stop(StopRun(failed.kind, said))
         raise CallFailed(failed.kind, said)
 
     def stop(self, reason: StopRun) -> StopRun:
-        """Lets no further call out; returns the first reason given."""
+        """Lets no further call out and ends every wait; returns the first reason given. Called in the loop's thread."""
         self._stopped = self._stopped or reason
+        if self._wake is not None:
+            self._wake.set()
         return self._stopped
 
-    async def _hold(self) -> None:
-        while (wait := self._held_until - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """A place among the calls in flight, after any hold. Raises StopRun if the endpoint is stopped."""
+        while True:
+            while (wait := self._held_until - time.monotonic()) > 0:
+                await self._sleep(wait)
+            async with self._slots:
+                if self._stopped:
+                    raise self._stopped
+                if self._held_until <= time.monotonic():
+                    yield
+                    return
+
+    async def _sleep(self, seconds: float) -> None:
+        """Waits, not longer than until the endpoint is stopped; raises StopRun then."""
+        self._wake = self._wake or asyncio.Event()
+        if self._stopped is None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), seconds)
         if self._stopped:
             raise self._stopped
 
@@ -143,7 +172,7 @@ class Endpoint:
             return _Retry(CallFailed("rate_limit" if status == 429 else "server_error", what))
         if code in _TOO_LONG_CODES or "context length" in said or "context size" in said:
             return CallFailed("too_long", what)
-        return Rejected(what, param)
+        return Rejected(what, said, param)
 
 
 class _Retry(Exception):

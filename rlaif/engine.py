@@ -28,7 +28,7 @@ async def run(
 ) -> AsyncGenerator[Record, None]:
     """Yields each prompt's record when it is finished, in no fixed order. Raises StopRun.
 
-    `stopping` is asked before a prompt begins; the reason that it gives ends the run.
+    `stopping` is asked before a prompt or a judgement begins; the reason that it gives ends the run.
     """
     waiting = iter(prompts)
     running: set[asyncio.Task[Record]] = set()
@@ -37,7 +37,7 @@ async def run(
     def start() -> bool:
         item = next(waiting, None)
         if item is not None:
-            running.add(asyncio.ensure_future(_record(*item, propose, judges, allow_truncated)))
+            running.add(asyncio.ensure_future(_record(*item, propose, judges, allow_truncated, stopping)))
         return item is not None
 
     try:
@@ -63,17 +63,31 @@ async def run(
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def _record(ordinal: int, prompt: Prompt, propose: Propose, judges: Sequence[Judge], allow_truncated: bool) -> Record:
+async def _record(
+    ordinal: int,
+    prompt: Prompt,
+    propose: Propose,
+    judges: Sequence[Judge],
+    allow_truncated: bool,
+    stopping: Callable[[], StopRun | None],
+) -> Record:
     candidates = await propose(prompt)
     shown = pairs.eligible(candidates, allow_truncated=allow_truncated)
     verdicts: list[Verdict] = []
     if len(shown) >= 2:
-        for said in await all_of(*(_verdicts(prompt, shown, judge) for judge in judges)):
+        for said in await all_of(*(_verdicts(prompt, shown, judge, stopping) for judge in judges)):
             verdicts.extend(said)
     return Record(ordinal, prompt, tuple(candidates), tuple(verdicts))
 
 
-async def _verdicts(prompt: Prompt, candidates: Sequence[Candidate], judge: Judge) -> list[Verdict]:
-    groups = [[candidates[k] for k in group] for group in schedule.groups(len(candidates), judge.arity)]
-    first = await judge(prompt, groups[0], candidates)
-    return [first, *await all_of(*(judge(prompt, group, candidates) for group in groups[1:]))]
+async def _verdicts(
+    prompt: Prompt, candidates: Sequence[Candidate], judge: Judge, stopping: Callable[[], StopRun | None]
+) -> list[Verdict]:
+    async def ask(group: Sequence[int]) -> Verdict:
+        reason = stopping()
+        if reason is not None:
+            raise reason
+        return await judge(prompt, [candidates[k] for k in group], candidates)
+
+    first, *others = schedule.groups(len(candidates), judge.arity)
+    return [await ask(first), *await all_of(*(ask(group) for group in others))]

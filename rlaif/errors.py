@@ -27,7 +27,7 @@ class StopRun(RlaifError):
 
 
 class CallFailed(RlaifError):
-    """One call gave no answer. `kind` is one word: too_long, refused, timeout, bad_body, no_text, ..."""
+    """One call gave no answer. `kind` is one word: too_long, bad_request, bad_body, server_error, broken, ..."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

@@ -9,7 +9,6 @@ import asyncio
 import json
 import math
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -54,6 +53,7 @@ class _Parts:
 
     policies: list[Client]
     judges: list[Judge]
+    clients: list[Client]
     window: int
     free: bool
 
@@ -74,6 +74,7 @@ class Run:
         self.config, self.progress = config, Progress()
         self.summary: dict[str, Any] | None = None
         self._interrupted: StopRun | None = None
+        self._stopped: StopRun | None = None
         self._stop_calls: Callable[[StopRun], object] | None = None
         self._source: str | list[Any] = config.prompts if source is None or isinstance(source, (str, Path)) else list(source)
         self._judges: list[str | JudgeFunction] = list(judges if judges is not None else config.judge)
@@ -106,10 +107,12 @@ class Run:
                 yield pair
 
     def wait(self) -> dict[str, Any]:
-        """Runs to the end if it has not, and returns the summary."""
+        """Runs to the end if it has not, and returns the summary. Raises StopRun, also if the run was stopped before."""
         if self.summary is None:
             for _ in self:
                 pass
+        if self._stopped is not None:
+            raise self._stopped
         assert self.summary is not None
         return self.summary
 
@@ -121,7 +124,10 @@ class Run:
         return datasets.Dataset.from_list(list(results.rows(self.directory, results.format_of(self.config), self.config)))
 
     def dry_run(self) -> dict[str, Any]:
-        """What the run would ask for if nothing were on file: prompts, and at most how many calls. Spends nothing."""
+        """What the run would ask for if nothing were on file and every reply were usable. Spends nothing.
+
+        Answers that are alike need fewer judge calls; a judge that falls back to text, and missing choices, need more.
+        """
         config = self.config
         models, plans = self._open()
         sizes = [len(given) if config.command == "judge" else config.n * len(config.policy) for _, given in self._read()]
@@ -144,6 +150,9 @@ class Run:
         )
         for name in [*config.policy, *(plan.model for plan in plans if plan.model)]:
             models.open(name)
+        policies = [models.open(name).identity for name in config.policy]
+        if any(one in policies[:place] for place, one in enumerate(policies)):
+            raise InputError("the same policy is named twice: raise -n for more samples of it")
         return models, plans
 
     async def _execute(self) -> AsyncGenerator[Record, None]:
@@ -154,6 +163,7 @@ class Run:
         loop = asyncio.get_running_loop()
         ledger = Ledger.open(self.directory)
         self._stop_calls = lambda reason: loop.call_soon_threadsafe(models.stop, reason)
+        parts: _Parts | None = None
         try:
             facts = self._facts([dict(models.open(name).identity) for name in config.policy])
             _check_unchanged(ledger, facts, seen, limited=config.limit is not None)
@@ -167,8 +177,12 @@ class Run:
                     yield record
         finally:
             self._stop_calls = None
-            await models.close()
-            ledger.close()
+            try:
+                for client in parts.clients if parts else ():
+                    await client.close()
+                await models.close()
+            finally:
+                ledger.close()
 
     def _compose(self, ledger: Ledger, models: Models, plans: Sequence[JudgePlan]) -> _Parts:
         tally = self.progress.tally
@@ -180,6 +194,7 @@ class Run:
         return _Parts(
             policies,
             judges,
+            clients,
             window=max((client.window for client in clients), default=self.config.concurrency),
             free=all(client.free for client in clients),
         )
@@ -216,6 +231,7 @@ class Run:
             self.summary = self._finish(ledger, parts, stopped)
         except OSError as error:
             raise StopRun("disk", f"cannot write the results in {str(self.directory)!r}: {error.strerror or error}") from None
+        self._stopped = stopped
         if stopped is not None:
             raise stopped
 
@@ -260,11 +276,13 @@ class Run:
 
 def _name_apart(judges: Sequence[Judge]) -> None:
     """Gives judges of one name -2, -3, ...: verdicts are told apart by it."""
-    seen: Counter[str] = Counter()
+    seen: set[str] = set()
     for judge in judges:
-        seen[judge.name] += 1
-        if seen[judge.name] > 1:
-            judge.name = f"{judge.name}-{seen[judge.name]}"
+        name, number = judge.name, 1
+        while judge.name in seen:
+            number += 1
+            judge.name = f"{name}-{number}"
+        seen.add(judge.name)
 
 
 def _marks(prompt: Prompt, candidates: Sequence[Candidate]) -> str:

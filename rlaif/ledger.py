@@ -18,6 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ class Ledger:
         self._reader = _connect(directory / "run.sqlite", write=False)
         self._queue: queue.SimpleQueue[tuple[Work, asyncio.Future[Any] | None] | None] = queue.SimpleQueue()
         self._broken: str | None = None
+        self._closed = False
         self._writer: threading.Thread | None = None
         if lock is not None:
             self._writer = threading.Thread(target=self._write, name="rlaif-ledger", daemon=True)
@@ -117,6 +119,7 @@ class Ledger:
 
     def close(self) -> None:
         """Waits for pending commits and releases the directory."""
+        self._closed = True
         if self._writer is not None:
             self._queue.put(None)
             self._writer.join()
@@ -157,6 +160,15 @@ class Ledger:
         for (body,) in rows:
             yield zlib.decompress(body)
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read inside is of one moment, whatever is written meanwhile."""
+        self._reader.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._reader.execute("COMMIT")
+
     def spend(self) -> Spend:
         """Tokens and pricing of every call this directory has bought."""
         prompt, completion, free, calls, counted = self._reader.execute(
@@ -190,6 +202,7 @@ class Ledger:
 
     async def fail(self, keys: Sequence[str], kind: str, message: str) -> None:
         """Stores that the calls for `keys` ended without an answer."""
+        message = message.encode("utf-8", "replace").decode()  # an endpoint may say anything
         rows = [(key, kind, message) for key in keys]
         sql = "INSERT OR REPLACE INTO answers (key, kind, message) VALUES (?, ?, ?)"
         await self._commit(lambda db: db.executemany(sql, rows) and None)
@@ -230,14 +243,14 @@ class Ledger:
         await self._commit(work)
 
     async def _commit(self, work: Work) -> Any:
-        if self._broken:
-            raise StopRun("disk", self._broken)
+        if self._broken or self._closed:
+            raise StopRun("disk", self._broken or f"the ledger in {str(self.directory)!r} is closed")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.put((work, future))
         return await asyncio.shield(future)
 
     def _write(self) -> None:
-        db = _connect(self.directory / "run.sqlite", write=True)
+        db: sqlite3.Connection | None = None
         open_for_work = True
         while open_for_work:
             group = [self._queue.get()]
@@ -246,19 +259,21 @@ class Ledger:
             open_for_work = None not in group
             jobs = [job for job in group if job is not None]
             try:
+                db = db or _connect(self.directory / "run.sqlite", write=True)
                 db.execute("BEGIN IMMEDIATE")
                 results = [work(db) for work, _ in jobs]
                 db.execute("COMMIT")
-            except sqlite3.Error as error:
+            except Exception as error:  # whatever it is, those who wait must hear of it
                 self._broken = f"cannot write to {str(self.directory / 'run.sqlite')!r}: {error}"
-                if db.in_transaction:
+                if db is not None and db.in_transaction:
                     db.execute("ROLLBACK")
                 for _, future in jobs:
                     _settle(future, None, StopRun("disk", self._broken))
             else:
                 for (_, future), result in zip(jobs, results, strict=True):
                     _settle(future, result, None)
-        db.close()
+        if db is not None:
+            db.close()
 
 
 def _settle(future: asyncio.Future[Any] | None, result: Any, error: Exception | None) -> None:
@@ -286,27 +301,31 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
 
 def _prepare(path: Path) -> None:
     """Creates the schema in a new file, checks it in an old one."""
-    if path.exists() and path.stat().st_size > 0:
+    if path.exists() and _marks(path) != (0, 0, 0):  # zeros: a file that was begun when the process was killed
         _check_version(path)
         return
     try:
-        db = _connect(path, write=True)
-        db.executescript(
-            f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
-        )
-        db.close()
+        with closing(_connect(path, write=True)) as db:
+            db.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+            )
     except sqlite3.Error as error:
         raise InputError(f"cannot create {str(path)!r}: {error}") from None
 
 
-def _check_version(path: Path) -> None:
+def _marks(path: Path) -> tuple[int, int, int]:
+    """The file's application id, schema version and number of tables. Raises InputError if it is no database."""
     try:
-        db = _connect(path, write=False)
-        application = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        db.close()
+        with closing(_connect(path, write=False)) as db:
+            ask = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
+            application, version, tables = (int(db.execute(sql).fetchone()[0]) for sql in ask)
+            return application, version, tables
     except sqlite3.Error as error:
         raise InputError(f"{str(path)!r} is not readable as a run's ledger: {error}") from None
+
+
+def _check_version(path: Path) -> None:
+    application, version, _ = _marks(path)
     if application != _APPLICATION_ID:
         raise InputError(f"{str(path)!r} is not a run's ledger; choose another directory")
     if version > SCHEMA_VERSION:

@@ -2,7 +2,7 @@
 
 Every record ends in a pair or in a reason:
 
-    sampling_failed   no candidate has any text
+    sampling_failed   no candidate has any text, and some failed
     ineligible        fewer than two candidates are left without the truncated and the empty ones
     identical         the candidates that are left all say the same
     no_verdict        no judge said anything readable about them
@@ -74,12 +74,15 @@ def best_worst(record: Record, ranking: Ranking, *, allow_truncated: bool = Fals
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best of n candidates. `p_win` is its mean probability of beating another of the n; a copy of it counts 1/2."""
+    """The best of n candidates. `p_win` is its mean probability of beating another of the n; a copy of it counts 1/2.
+
+    It is None where there was no other.
+    """
 
     record: Record
     winner: Candidate
     score: float
-    p_win: float
+    p_win: float | None
     n: int
 
 
@@ -99,19 +102,27 @@ def best_of_n(record: Record, ranking: Ranking, *, allow_truncated: bool = False
     others = [by_text.get(normalised(c.text)) for c in usable if c.id != ranking.ids[best]]
     wins = [win_probability(ranking.strengths[best], ranking.strengths[k]) for k in others if k is not None]
     winner = next(c for c in usable if c.id == ranking.ids[best])
-    return Best(record, winner, ranking.scores[best], sum(wins) / len(wins) if wins else 1.0, len(usable))
+    return Best(record, winner, ranking.scores[best], sum(wins) / len(wins) if wins else None, len(usable))
 
 
 def compared(verdicts: Sequence[Verdict]) -> set[str]:
-    """The candidates that some judge has set against another: shown together, or rated alone by the same judge."""
-    found: set[str] = set()
+    """The candidates that readable verdicts set against each other, directly or through others.
+
+    Candidates are linked by being shown together, or by being rated alone by the same judge. Where they fall apart into
+    several groups, strengths of different groups say nothing about each other: the largest group counts.
+    """
+    linked: list[set[str]] = []
     alone: dict[str, set[str]] = {}
     for verdict in verdicts:
         if verdict.scores is not None and len(verdict.shown) > 1:
-            found.update(verdict.shown)
+            linked.append(set(verdict.shown))
         elif verdict.scores is not None:
             alone.setdefault(verdict.judge, set()).update(verdict.shown)
-    return found.union(*(rated for rated in alone.values() if len(rated) > 1))
+    groups: list[set[str]] = []
+    for link in (*linked, *(rated for rated in alone.values() if len(rated) > 1)):
+        touched = [group for group in groups if group & link]
+        groups = [group for group in groups if not group & link] + [link.union(*touched)]
+    return max(groups, key=lambda group: (len(group), sorted(group)), default=set())
 
 
 def judge_name(record: Record) -> str:

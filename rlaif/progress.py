@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def show_result(run: jobs.Run, console: Console) -> None:
     """Prints the summary in words, one row readably, and what to do next."""
     summary = run.summary
     assert summary is not None
-    form = "sft" if run.config.command == "best-of-n" else "dpo"
+    form = results.format_of(run.config)
     path = run.directory / f"{form}.jsonl"
     tokens, calls = summary["tokens"], summary["calls"]
     example = next(results.rows(run.directory, form, run.config), None)
@@ -83,7 +84,9 @@ def show_result(run: jobs.Run, console: Console) -> None:
         best = summary["best_of_n"]
         lines.append(f"best of {best['n']}: at most {best['kl_bound_nats']:.3f} nats from the policy")
     other = "sft" if form == "dpo" else "dpo"
-    lines.append(f"Next: rlaif export {run.config.out} --format {other}    (the same answers and verdicts, no new call)")
+    lines.append(
+        f"Next: rlaif export {shlex.quote(run.config.out)} --format {other}    (the same answers and verdicts, no new call)"
+    )
     for line in lines:
         _print(line, console)
 
@@ -129,7 +132,8 @@ def _show_row(row: dict[str, Any], console: Console) -> None:
             ("rejected", row["rejected"][0]["content"]),
         ]
     else:
-        shown.append((f"best of {row['n']} (p of winning = {row['p_win']:.2f})", row["completion"][0]["content"]))
+        sure = "" if row["p_win"] is None else f" (p of winning = {row['p_win']:.2f})"
+        shown.append((f"best of {row['n']}{sure}", row["completion"][0]["content"]))
     for title, text in shown:
         console.print(f"── {title}", markup=False, highlight=False, style="bold")
         cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"

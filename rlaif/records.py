@@ -17,7 +17,7 @@ def dump(record: Record) -> bytes:
         "candidates": [_fields(c) for c in record.candidates],
         "verdicts": [_fields(v) for v in record.verdicts],
     }
-    return json.dumps(body, ensure_ascii=False, default=str).encode()
+    return json.dumps(body, ensure_ascii=False, default=str).encode("utf-8", "replace")
 
 
 def load(body: bytes) -> Record:

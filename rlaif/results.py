@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rlaif.export import dpo, sft, write_jsonl, write_whole
 from rlaif.ledger import Ledger
 from rlaif.pairs import Best
 from rlaif.ranking import bradley_terry
-from rlaif.types import PreferencePair, Ranking, Record
+from rlaif.types import PreferencePair, Prompt, Ranking, Record
 
 FORMATS = ("dpo", "sft")
 
@@ -35,7 +36,8 @@ def rows(directory: Path, form: str, config: RunConfig | None = None) -> Iterato
 
 def _read_rows(ledger: Ledger, form: str, config: RunConfig | None) -> Iterator[dict[str, Any]]:
     try:
-        yield from _rows(_selected(ledger, config or stored_config(ledger), form, Audit()))
+        with ledger.snapshot():
+            yield from _rows(_selected(ledger, config or stored_config(ledger), form, Audit()))
     finally:
         ledger.close()
 
@@ -117,10 +119,14 @@ def _rows(selected: Iterable[PreferencePair | Best]) -> Iterator[dict[str, Any]]
         yield sft.row(one) if isinstance(one, Best) else dpo.row(one)
 
 
+_NO_PROMPT = Prompt("", ())
+
+
 def _rank(found: Iterable[Record], config: RunConfig) -> Sequence[Ranking]:
     """Rankings of the eligible candidates; texts are dropped as they are read."""
     kept, ids = [], []
     for record in found:
         ids.append([c.id for c in pairs.eligible(record.candidates, allow_truncated=config.allow_truncated)])
-        kept.append(Record(record.ordinal, record.prompt, (), record.verdicts))
+        verdicts = tuple(replace(v, reason=None) for v in record.verdicts)
+        kept.append(Record(record.ordinal, _NO_PROMPT, (), verdicts))
     return bradley_terry.rank(kept, ids)

@@ -31,7 +31,7 @@ def data_dir() -> Path:
 
 def find(folder: str, name: str, *suffixes: str) -> Path:
     """The file that `name` means: a bare name is a shipped file of `folder` first, else a path. Raises InputError."""
-    path, shipped = Path(name).expanduser(), data_dir() / folder
+    path, shipped = _home(name), data_dir() / folder
     places = [path]
     if path.name == name:
         places = [shipped / (name + suffix) for suffix in (*suffixes, "")] + places
@@ -45,6 +45,14 @@ def find(folder: str, name: str, *suffixes: str) -> Path:
     raise InputError(f"{shown!r} is neither a file nor one of the shipped {folder}: {', '.join(known)}")
 
 
+def _home(name: str) -> Path:
+    """The path, `~` resolved where that can be done."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -54,7 +62,7 @@ def _is_file(path: Path) -> bool:
 
 def example(name: str) -> Path:
     """The file of prompts that `name` means: a path, or a shipped example (`demo`, `prompts/examples/demo.jsonl`)."""
-    path = Path(name).expanduser()
+    path = _home(name)
     if os.path.exists(path) and (path.name != name or path.suffix):  # a bare name is a shipped one first
         return path
     for shipped in (data_dir() / name, data_dir() / "prompts" / "examples" / f"{name}.jsonl"):
@@ -67,6 +75,8 @@ def read_yaml(path: Path) -> Any:
     """The parsed YAML file. Raises InputError naming the file and the place."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -94,6 +104,8 @@ def load_template(name: str, *, needs: tuple[str, ...]) -> Template:
     path = find("prompts/templates", name, ".txt")
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error}") from None
     front: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 from rlaif.errors import StopRun
 
@@ -207,7 +207,6 @@ class Answers(Protocol):
         """The one answer to `request`. Raises CallFailed, Unsupported or StopRun."""
 
 
-@runtime_checkable
 class Judge(Protocol):
     """Scores the candidates it is shown. `arity` is how many at a time, None for all at once.
 

@@ -229,9 +229,7 @@ def test_bad_judge_spec_is_named(room: Room, tmp_path: Path, text: str, word: st
     assert word in said
 
 
-@pytest.mark.parametrize(
-    "text", ["principles: []\n", "principles: [{id: a}]\n", "{", "principles:\n- {id: a, text: x}\n- {id: a, text: y}\n"]
-)
+@pytest.mark.parametrize("text", ["principles: []\n", "{"])
 def test_bad_constitution_is_named(room: Room, tmp_path: Path, text: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(text)

@@ -172,7 +172,7 @@ def test_a_saved_dataset_and_one_of_its_splits(tmp_path: Path) -> None:
 
     rows = datasets.Dataset.from_list([{"prompt": user("Why?"), "id": 7, "reference": None}])
     rows.save_to_disk(str(tmp_path / "one"))
-    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "split"))
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "split"))
     assert read(tmp_path / "one") == [Prompt("7", tuple(user("Why?")))]
     assert "train" in refusal(tmp_path / "split")
     assert read(tmp_path / "split" / "train") == read(tmp_path / "one")

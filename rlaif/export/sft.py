@@ -15,7 +15,7 @@ def row(best: Best) -> dict[str, Any]:
         "prompt": list(best.record.prompt.messages),
         "completion": [{"role": "assistant", "content": best.winner.text}],
         "score": number(best.score),
-        "p_win": number(best.p_win),
+        "p_win": None if best.p_win is None else number(best.p_win),
         "n": best.n,
         "model": best.winner.model,
         "judge": judge_name(best.record),

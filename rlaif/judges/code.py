@@ -11,18 +11,20 @@ under a digest of its source: an unchanged function is not run twice on the same
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.util
 import inspect
 import json
-import marshal
 import math
+import queue
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import ModuleType
+from pathlib import Path, PurePath
+from types import CodeType, ModuleType
 from typing import Any
 
 from rlaif.calls import Tally
@@ -31,11 +33,12 @@ from rlaif.keys import digest, plain
 from rlaif.ledger import Failure, Ledger
 from rlaif.types import Candidate, Prompt, Verdict
 
+_AT_ONCE = 64
 JudgeFunction = Callable[[Prompt, Sequence[Candidate]], Any]
 
 
 class CodeJudge:
-    """Calls a function and keeps what it said. A function that is not async runs in one thread of its own."""
+    """Calls a function and keeps what it said: an async one at most 64 times at once, another in one thread of its own."""
 
     def __init__(
         self, function: JudgeFunction, ledger: Ledger, tally: Tally, *, name: str | None = None, source: str | None = None
@@ -44,7 +47,8 @@ class CodeJudge:
         self.arity = arity_of(function)
         self.digest = digest(["code", self.name, source or _source_digest(function), self.arity])
         self._function, self._ledger, self._tally = function, ledger, tally
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"judge-{self.name}")
+        self._thread = _Thread(f"judge-{self.name}")
+        self._places = asyncio.Semaphore(_AT_ONCE)
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """The function's verdict on `shown`; one that raises or returns no usable scores has an error instead."""
@@ -74,15 +78,14 @@ class CodeJudge:
         if inspect.iscoroutinefunction(self._function) or inspect.iscoroutinefunction(
             getattr(self._function, "__call__", None)  # noqa: B004 - the method itself is asked for
         ):
-            return await self._function(prompt, shown)
-        said, error = await asyncio.get_running_loop().run_in_executor(self._thread, self._call_here, prompt, shown)
-        if error is not None:
-            raise (
-                RuntimeError(f"{type(error).__name__}: {error}")
-                if not isinstance(error, Exception) or isinstance(error, StopIteration)
-                else error
-            )
-        return said
+            async with self._places:
+                return await self._function(prompt, shown)
+        said, error = await self._thread.run(lambda: self._call_here(prompt, shown))
+        if error is None:
+            return said
+        if isinstance(error, Exception) and not isinstance(error, StopIteration):
+            raise error
+        raise RuntimeError(f"{type(error).__name__}: {error}")
 
     def _call_here(self, prompt: Prompt, shown: Sequence[Candidate]) -> tuple[Any, BaseException | None]:
         """What the function returns or raises; a future cannot carry every exception."""
@@ -98,12 +101,49 @@ class CodeJudge:
                 raise ValueError(f"the verdict is about {list(said.shown)}, shown were {list(ids)}")
             if said.scores is None:
                 return Verdict(self.name, ids, None, error=said.error or "the judge gave no scores")
-            by_id = dict(zip(said.shown, _numbers(said.scores, len(ids)), strict=True))
+            numbers = _numbers(said.scores, len(ids))
+            if said.scale not in ("probability", "vote", "rating"):
+                raise ValueError(f"the verdict's scale is {said.scale!r}; it may be probability, vote or rating")
+            if said.scale == "probability" and (min(numbers) < 0.0 or abs(sum(numbers) - 1.0) > 1e-6):
+                raise ValueError(f"probabilities must not be negative and sum to 1, got {list(numbers)}")
+            by_id = dict(zip(said.shown, numbers, strict=True))
             return Verdict(self.name, ids, tuple(by_id[i] for i in ids), said.scale, reason=said.reason)
         if said is None or isinstance(said, (str, bytes, dict)):
             kind = "None" if said is None else f"a {type(said).__name__}"
             raise ValueError(f"the judge returned {kind}; return one number for each candidate, or raise to abstain")
         return Verdict(self.name, ids, _numbers(said, len(ids)))
+
+
+class _Thread:
+    """One thread that calls functions one after another; a function that hangs does not keep the program from ending."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns; it must not raise."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
+            self._thread.start()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._work.put((function, future))
+        return await future
+
+    def _loop(self) -> None:
+        while True:
+            function, future = self._work.get()
+            if future.cancelled():
+                continue
+            said = function()
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                future.get_loop().call_soon_threadsafe(_settle, future, said)
+
+
+def _settle(future: asyncio.Future[Any], said: Any) -> None:
+    if not future.done():
+        future.set_result(said)
 
 
 def load(spec: str, path: Path, function: str) -> tuple[JudgeFunction, str]:
@@ -153,44 +193,62 @@ def arity_of(function: JudgeFunction) -> int | None:
 
 
 def _source_digest(function: Any, seen: tuple[int, ...] = ()) -> str:
-    """A digest of what the function would say: its source, its defaults, what it closes over, and the object it is bound to.
+    """A digest of what the function would say: its code, defaults, what it closes over, the plain values and functions
+    among the globals that it names, and the object it is bound to.
 
-    Of objects that are neither plain values nor functions only the kind counts. Without a source (a function typed at a
-    prompt), its code counts.
+    Of other objects only the kind counts: of a model that a judge holds, say.
     """
     seen = (*seen, id(function))
     if isinstance(function, functools.partial):
-        parts = [function.func, list(function.args), function.keywords]
-        return digest([_mark(part, seen) for part in parts])
-    target = function if inspect.isroutine(function) else type(function)
-    code = getattr(function, "__code__", None)
-    try:
-        source = inspect.getsource(target)
-    except (OSError, TypeError):
-        source = hashlib.sha256(marshal.dumps(code)).hexdigest() if code is not None else repr(target)
+        return digest([_mark(part, seen) for part in (function.func, list(function.args), function.keywords)])
+    called = function if inspect.isroutine(function) else type(function).__call__
+    code = getattr(called, "__code__", None)
+    if code is None:  # built in
+        return digest(f"{getattr(called, '__module__', '')}.{getattr(called, '__qualname__', repr(called))}")
     cells = []
-    for cell in getattr(function, "__closure__", None) or ():
+    for cell in getattr(called, "__closure__", None) or ():
         try:
             cells.append(_mark(cell.cell_contents, seen))
         except ValueError:  # not filled yet
             cells.append("empty")
-    holder = function if not inspect.isroutine(function) else getattr(function, "__self__", None)
+    holder = getattr(function, "__self__", None) if inspect.isroutine(function) else function
     settings = _mark(getattr(holder, "__dict__", None), seen)
-    defaults = [_mark(getattr(function, name, None), seen) for name in ("__defaults__", "__kwdefaults__")]
-    return digest([source, defaults, cells, settings])
+    defaults = [_mark(getattr(called, name, None), seen) for name in ("__defaults__", "__kwdefaults__")]
+    known = getattr(called, "__globals__", {})
+    named = {name: _mark(known[name], seen) for name in sorted(_names(code)) if name in known}
+    return digest([_code(code), defaults, cells, settings, named])
+
+
+def _code(code: CodeType) -> list[Any]:
+    """What the code does, without where it stands."""
+    constants = [_code(c) if isinstance(c, CodeType) else _mark(c, ()) for c in code.co_consts[_docs(code) :]]
+    return [code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)]
+
+
+def _docs(code: CodeType) -> int:
+    """1 if the first constant is a docstring."""
+    return int(bool(code.co_flags & inspect.CO_NEWLOCALS and code.co_consts and isinstance(code.co_consts[0], str)))
+
+
+def _names(code: CodeType) -> set[str]:
+    return set(code.co_names).union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
 
 
 def _mark(value: Any, seen: tuple[int, ...]) -> Any:
     """`value` where it is plain, a digest where it is a function, the name of its kind otherwise; once round a circle."""
-    if value is None or isinstance(value, (str, int, float, bool)):
+    if value is None or isinstance(value, (str, int, float, complex, bool, bytes, PurePath)):
         return repr(value)
     if id(value) in seen:
         return "again"
     inside = (*seen, id(value))
     if isinstance(value, (list, tuple)):
         return [_mark(v, inside) for v in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(str(_mark(v, inside)) for v in value)
     if isinstance(value, Mapping):
         return {str(k): _mark(v, inside) for k, v in value.items()}
     if inspect.isfunction(value) or inspect.ismethod(value) or isinstance(value, functools.partial):
         return _source_digest(value, seen)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [type(value).__qualname__, _mark(vars(value) if hasattr(value, "__dict__") else repr(value), inside)]
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -87,6 +87,11 @@ class PairwiseJudge:
             self._logprobs = False  # refused once is refused for every call
             self._fall_back(str(error))
             return None
+        except CallFailed as error:
+            if error.kind != "bad_request":
+                raise
+            self._fall_back(f"{self._model.name} refuses the question for a letter ({error})")
+            return None
         if choice.error:
             return None
         if choice.first_token is None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlaif.aio import all_of
 from rlaif.endpoint import Endpoint
 from rlaif.errors import InputError, StopRun
 from rlaif.models import fake, gguf, openai, smollm2
@@ -42,9 +43,9 @@ class Models:
 
     async def close(self) -> None:
         """Closes every model that was opened."""
-        for model in self._models.values():
-            await model.close()
+        models = list(self._models.values())
         self._models.clear()
+        await all_of(*(model.close() for model in models))
 
     def _make(self, name: str) -> Model:
         kind, _, rest = name.partition("/")

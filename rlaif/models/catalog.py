@@ -40,8 +40,10 @@ def served(url: str) -> list[str]:
     """The models that the endpoint at `url` lists. Raises InputError if it does not answer."""
     import httpx
 
-    _, url = openai.split_url(f"models@{url}" if url.startswith("http") else f"@{url}")
-    key = openai.api_key_for("models", url)
+    if not url.startswith(("http://", "https://")):
+        raise InputError(f"{url!r} is no address; it begins with http:// or https://")
+    _, url = openai.split_url(f"any@{url}")
+    key = openai.api_key_for("...", url)
     try:
         response = httpx.get(f"{url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=30)
         return [str(model["id"]) for model in response.raise_for_status().json()["data"]]

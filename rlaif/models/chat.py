@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlaif.endpoint import ErrorInside
 from rlaif.errors import CallFailed
 from rlaif.types import Choice, Message, Reply, Request
-
-if TYPE_CHECKING:
-    pass  # the shape that `write` makes and `read` expects
 
 _OPEN, _CLOSE = "<think>", "</think>"
 
@@ -92,11 +89,11 @@ def _choice(raw: dict[str, Any]) -> Choice:
         error = "refused by the endpoint" if isinstance(refusal, str) else "no text in the message"
         content = ""
     text, inner = split_thinking(content)
-    if error is None and finish == "content_filter":
-        error = "stopped by the endpoint's content filter"
+    if error is None and finish in ("content_filter", "error"):
+        error = "stopped by the endpoint's content filter" if finish == "content_filter" else "the endpoint broke off"
     return Choice(
         text=_encodable(text),
-        finish=finish if isinstance(finish, str) else None,
+        finish=_encodable(finish) if isinstance(finish, str) else None,
         thinking=_encodable(str(thinking or inner)) if thinking or inner else None,
         first_token=_first_token(raw.get("logprobs")),
         error=error,
@@ -126,7 +123,7 @@ def _encodable(text: str) -> str:
 
 
 def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53 else None
 
 
 def _status(error: Any) -> int:

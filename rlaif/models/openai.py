@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rlaif")
 
 DEFAULT_URL = "https://api.openai.com/v1"
+_CONNECT_S = 30.0
 MAX_BODY_BYTES = 64 * 2**20
 _STOPPED_AFTER_REJECTIONS = 5
 _UNWANTED = ("support", "unrecogni", "unknown", "not allowed", "not permitted", "extra", "only the default")
@@ -83,13 +84,13 @@ class OpenAI:
             return await self._transport.post(sent)
 
         while True:
-            role = "judge" if request.mark else "policy"
+            role = "policy" if not request.mark else "letter" if request.logprobs else "judge"
             try:
                 body = await self._endpoint.call(post, keep, chat.read)
             except Rejected as rejected:
                 if not self._learn(rejected, sent):
                     self._rejected[role] += 1
-                    if not self._accepted[role] and self._rejected[role] >= _STOPPED_AFTER_REJECTIONS:
+                    if role != "letter" and not self._accepted[role] and self._rejected[role] >= _STOPPED_AFTER_REJECTIONS:
                         said = f"every {role} request so far was refused; the last time: {rejected}"
                         raise self._endpoint.stop(StopRun("config", said)) from None
                     raise CallFailed("bad_request", str(rejected)) from None
@@ -119,29 +120,31 @@ class OpenAI:
         return body
 
     def _learn(self, rejected: Rejected, sent: dict[str, Any]) -> bool:
-        """Takes a refused field out of later requests. True if trying again makes sense."""
-        said = str(rejected).lower()
+        """Takes a refused field out of later requests. True if the request would now be another.
+
+        A refusal that names its field is taken at its word; only one that names none is searched for one.
+        """
+        said = rejected.said.lower()
+        named = {rejected.param} if rejected.param else set(re.findall(r"\w+", said))
         unwanted = any(words in said for words in _UNWANTED)
-        words = set(re.findall(r"\w+", said)) | {rejected.param}
-        if "max_tokens" in sent and ("max_completion_tokens" in words or (unwanted and "max_tokens" in words)):
+        refused: set[str] = set()
+        if "max_tokens" in sent and ("max_completion_tokens" in said or (unwanted and "max_tokens" in named)):
             self._renamed["max_tokens"] = "max_completion_tokens"
-            return True
-        for name in ("logprobs", "top_logprobs", "temperature", "seed", "n"):
-            if name not in sent or name in self._extra or name not in words:
-                continue
-            if "logprobs" in name:  # whatever is wrong with them, verdicts as text do without
-                refused = {"logprobs", "top_logprobs"}
-            elif (name == "n" and (rejected.param == "n" or (unwanted and ("'n'" in said or "n > 1" in said)))) or (
-                name != "n" and unwanted
-            ):
-                refused = {name}
-            else:
-                continue
-            if not refused <= self._dropped:
-                log.warning("%s refuses %s: it is left out from now on", self.name, name)
+        elif named & {"logprobs", "top_logprobs"}:  # whatever is wrong with them, verdicts as text do without
+            refused = {"logprobs", "top_logprobs"}
+        elif "n" in sent and (rejected.param == "n" or (not rejected.param and re.search(r"'n'|\bn > 1", said))):
+            refused = {"n"}
+        elif unwanted:
+            refused = next(({name} for name in ("temperature", "seed") if name in named), set())
+        refused = {name for name in refused if name in sent}
+        if not refused <= self._dropped:
+            log.warning("%s refuses %s: it is left out from now on", self.name, ", ".join(sorted(refused - self._dropped)))
             self._dropped |= refused
-            return True
-        return False
+        return sent.keys() != self._body_keys(sent)
+
+    def _body_keys(self, sent: dict[str, Any]) -> set[str]:
+        """The fields that `sent` would have by what is known now."""
+        return {self._renamed.get(name, name) for name in sent if name not in self._dropped}
 
 
 class AiohttpTransport:
@@ -153,11 +156,14 @@ class AiohttpTransport:
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     async def post(self, body: dict[str, Any]) -> Response:
         """The endpoint's response. Raises TransportError if there is none within `timeout_s`."""
         import aiohttp
 
+        if self._closed:
+            raise StopRun("closed", "the run has ended")
         session = self._session or self._open()
         try:
             async with session.post(f"{self._url}/chat/completions", data=json.dumps(body).encode()) as response:
@@ -182,7 +188,8 @@ class AiohttpTransport:
             return await response.json()
 
     async def close(self) -> None:
-        """Closes the session."""
+        """Closes the session for good."""
+        self._closed = True
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -193,7 +200,7 @@ class AiohttpTransport:
         self._session = aiohttp.ClientSession(
             headers=self._headers,
             connector=aiohttp.TCPConnector(limit=0),  # the endpoint's slots are the limit
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_S),
             trust_env=not is_local(self._url),
         )
         return self._session
@@ -253,7 +260,10 @@ def split_url(rest: str) -> tuple[str, str]:
     tail = name.rpartition("@")[2] if "@" in name else ""
     if re.search(r":\d+(/|$)|/v\d", tail):  # not sent to the default address with the key
         raise InputError(f"'openai/{rest}': an address begins with http:// or https://, as openai/NAME@http://{tail}")
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
     if not name or not parts.hostname or parts.scheme not in ("http", "https"):
         raise InputError(f"'openai/{rest}' should read openai/NAME or openai/NAME@http://host:port/v1")
     if parts.username or parts.password or parts.query or parts.fragment:

@@ -27,7 +27,12 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 def cache_dir() -> Path:
     """Where models and digests are kept: RLAIF_CACHE, else `rlaif` in the user's cache folder."""
     chosen = os.environ.get("RLAIF_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
+    except RuntimeError:  # no home folder
+        return Path(tempfile.gettempdir()) / "rlaif"
 
 
 def find() -> Path | None:
@@ -53,6 +58,14 @@ def get() -> Path:
     if present is not None and _sha256(present) == SHA256:
         return present
     target = cache_dir() / "models" / FILE
+    try:
+        return _fetch(target)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write {str(target)!r}: {reason}; RLAIF_CACHE names another folder") from None
+
+
+def _fetch(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         _download(folder)

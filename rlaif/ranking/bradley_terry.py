@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ POSITION_SD = 10.0
 _TOLERANCE = 1e-9
 _MOST_STEPS = 100
 _LONGEST_STEP = 3.0
-_CHUNK = 4096
+_CELLS = 2**18
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -103,31 +103,70 @@ def _share(first: float, second: float, soft: bool) -> float:
     return 1.0 if first > second else 0.0 if first < second else 0.5
 
 
-def fit(data: Games) -> tuple[Floats, Floats]:
-    """(strengths, position terms): strengths of shape (prompts, most candidates), mean 0 within a prompt."""
-    prompts, judges = len(data.counts), len(data.judges)
-    strengths, position = np.zeros((prompts, int(data.counts.max(initial=0)))), np.zeros(judges)
-    starts = np.searchsorted(data.p, np.arange(0, prompts + _CHUNK, _CHUNK))
+def fit(data: Games) -> tuple[list[Floats], Floats]:
+    """(each prompt's strengths, mean 0; the judges' position terms, in the order of `data.judges`)."""
+    judges = len(data.judges)
+    position = np.zeros(judges)
+    blocks = _blocks(data)
     for _ in range(_MOST_STEPS):
-        gradient, schur = -position / POSITION_SD**2, np.eye(judges) / POSITION_SD**2
-        solved = []
-        for chunk, (low, high) in enumerate(pairwise(starts)):
-            block = slice(chunk * _CHUNK, (chunk + 1) * _CHUNK)
-            step = _solve(data, slice(low, high), chunk * _CHUNK, strengths[block], position)
-            gradient, schur = gradient + step.gradient, schur + step.schur
-            solved.append((block, step))
+        steps = [_solve(block, position) for block in blocks]
+        gradient = sum((step.gradient for step in steps), -position / POSITION_SD**2)
+        schur = sum((step.schur for step in steps), np.eye(judges) / POSITION_SD**2)
         moved: Floats = _capped(np.asarray(np.linalg.solve(schur, gradient))) if judges else position
         longest = float(np.abs(moved).max(initial=0.0))
-        for block, step in solved:
+        for block, step in zip(blocks, steps, strict=True):
             by = _capped(step.alone - step.with_position @ moved)
-            strengths[block] += by
+            block.strengths[:] += by
             longest = max(longest, float(np.abs(by).max(initial=0.0)))
         position = position + moved
         if longest < _TOLERANCE:
             break
-    inside = np.arange(strengths.shape[1]) < data.counts[:, None]
-    means = np.where(inside, strengths, 0.0).sum(1, keepdims=True) / np.maximum(data.counts, 1)[:, None]
-    return np.where(inside, strengths - means, 0.0), position
+    found: list[Floats] = [np.zeros(0)] * len(data.counts)
+    for block in blocks:
+        for prompt, row in zip(block.prompts, block.strengths, strict=True):
+            found[prompt] = row - row.mean() if len(row) else row
+    return found, position
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Prompts with the same number of candidates and their games, `p` counted within the block."""
+
+    prompts: Ints
+    strengths: Floats
+    p: Ints
+    i: Ints
+    j: Ints
+    won: Floats
+    judge: Ints
+
+
+def _blocks(data: Games) -> list[_Block]:
+    """The prompts, those of one width together, in blocks of bounded memory."""
+    order = np.argsort(data.counts, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    games = np.argsort(place[data.p], kind="stable")
+    sorted_p, widths = place[data.p][games], data.counts[order]
+    blocks, start = [], 0
+    while start < len(order):
+        width = int(widths[start])
+        same = int(np.searchsorted(widths, width, side="right"))
+        stop = min(same, start + max(1, _CELLS // max(1, width * width)))
+        rows = games[np.searchsorted(sorted_p, start) : np.searchsorted(sorted_p, stop)]
+        blocks.append(
+            _Block(
+                order[start:stop],
+                np.zeros((stop - start, width)),
+                place[data.p[rows]] - start,
+                data.i[rows],
+                data.j[rows],
+                data.won[rows],
+                data.judge[rows],
+            )
+        )
+        start = stop
+    return blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +182,12 @@ class _Step:
     schur: Floats
 
 
-def _solve(data: Games, games: slice, first: int, strengths: Floats, position: Floats) -> _Step:
-    p, i, j, judge = data.p[games] - first, data.i[games], data.j[games], data.judge[games]
+def _solve(block: _Block, position: Floats) -> _Step:
+    strengths, p, i, j, judge = block.strengths, block.p, block.i, block.j, block.judge
     ordered, judges = judge >= 0, len(position)
     bonus = np.where(ordered, np.append(position, 0.0)[judge], 0.0)
     expected = _sigmoid(strengths[p, i] - strengths[p, j] + bonus)
-    surprise, weight = data.won[games] - expected, expected * (1.0 - expected)
+    surprise, weight = block.won - expected, expected * (1.0 - expected)
 
     gradient = -strengths / STRENGTH_SD**2
     np.add.at(gradient, (p, i), surprise)
@@ -188,7 +227,7 @@ def rank(records: Sequence[Record], ranked_ids: Sequence[Sequence[str]]) -> list
     strengths, _ = fit(games(kept))
     rankings = []
     for (ids, verdicts), row in zip(kept, strengths, strict=True):
-        fitted = tuple(float(x) for x in row[: len(ids)])
+        fitted = tuple(float(x) for x in row)
         rankings.append(Ranking(tuple(ids), fitted, _ratings(ids, verdicts) or fitted))
     return rankings
 
