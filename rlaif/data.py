@@ -122,6 +122,8 @@ def _candidate(where: str, prompt_id: str, place: int, item: Any) -> Candidate:
     text = row.get("text") if row.get("response") is None else row["response"]
     if not isinstance(text, str):
         raise InputError(f"{where}: candidate {place + 1} needs a text as `response`, got {_kind(text)}")
+    if not _encodable(text):
+        raise InputError(f"{where}: candidate {place + 1} holds half a surrogate pair, which is no text")
     score = row.get("score")
     try:
         number = None if score is None else float(score)

@@ -65,7 +65,7 @@ def test_the_strongest_stands_against_the_weakest():
 @pytest.mark.parametrize(
     ("candidates", "verdicts", "reason"),
     [
-        ([], [], "sampling_failed"),
+        ([], [], "ineligible"),
         ([Candidate("p/0", "", error="timeout"), Candidate("p/1", "", error="timeout")], [], "sampling_failed"),
         ([Candidate("p/0", "", error="timeout"), Candidate("p/1", "fine")], [], "ineligible"),
         (texts("fine", "  \n"), [], "ineligible"),

@@ -19,7 +19,6 @@ import importlib.util
 import inspect
 import json
 import math
-import queue
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ JudgeFunction = Callable[[Prompt, Sequence[Candidate]], Any]
 
 
 class CodeJudge:
-    """Calls a function and keeps what it said: an async one at most 64 times at once, another in one thread of its own."""
+    """Calls a function and keeps what it said: an async one at most 64 times at once, others one after another, in a thread."""
 
     def __init__(
         self, function: JudgeFunction, ledger: Ledger, tally: Tally, *, name: str | None = None, source: str | None = None
@@ -47,7 +46,7 @@ class CodeJudge:
         self.arity = arity_of(function)
         self.digest = digest(["code", self.name, source or _source_digest(function), self.arity])
         self._function, self._ledger, self._tally = function, ledger, tally
-        self._thread = _Thread(f"judge-{self.name}")
+        self._alone = asyncio.Lock()
         self._places = asyncio.Semaphore(_AT_ONCE)
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
@@ -80,7 +79,8 @@ class CodeJudge:
         ):
             async with self._places:
                 return await self._function(prompt, shown)
-        said, error = await self._thread.run(lambda: self._call_here(prompt, shown))
+        async with self._alone:
+            said, error = await _in_thread(lambda: self._call_here(prompt, shown), f"judge-{self.name}")
         if error is None:
             return said
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
@@ -114,36 +114,21 @@ class CodeJudge:
         return Verdict(self.name, ids, _numbers(said, len(ids)))
 
 
-class _Thread:
-    """One thread that calls functions one after another; a function that hangs does not keep the program from ending."""
+async def _in_thread(function: Callable[[], Any], name: str) -> Any:
+    """What `function` returns, from a thread that does not keep the program from ending; it must not raise."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._work: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+    def settle(said: Any) -> None:
+        if not future.done():
+            future.set_result(said)
 
-    async def run(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns; it must not raise."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
-            self._thread.start()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._work.put((function, future))
-        return await future
+    def work() -> None:
+        said = function()
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            future.get_loop().call_soon_threadsafe(settle, said)
 
-    def _loop(self) -> None:
-        while True:
-            function, future = self._work.get()
-            if future.cancelled():
-                continue
-            said = function()
-            with contextlib.suppress(RuntimeError):  # the loop has been closed
-                future.get_loop().call_soon_threadsafe(_settle, future, said)
-
-
-def _settle(future: asyncio.Future[Any], said: Any) -> None:
-    if not future.done():
-        future.set_result(said)
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return await future
 
 
 def load(spec: str, path: Path, function: str) -> tuple[JudgeFunction, str]:
