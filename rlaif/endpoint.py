@@ -1,7 +1,7 @@
 """One endpoint's limits: how many calls at once, when to try again, when to stop.
 
 The only retry loop of the program. A call holds its place until its response is committed, and gives it up while it
-waits to try again. Every outcome is one of: the body, try again, `CallFailed` (this call only) or `StopRun` (every call
+waits to try again or is held. Every outcome is one of: the body, try again, `CallFailed` (this call only) or `StopRun` (every call
 to this endpoint, from then on).
 """
 
@@ -84,7 +84,8 @@ class Endpoint:
         limit uses up an attempt only if nothing was accepted since this call's last one: while the endpoint works,
         waiting is all it takes.
         """
-        attempt = seen = 0
+        attempt, began = 0, self._accepted
+        seen = began
         while True:
             try:
                 async with self._place():
@@ -100,7 +101,7 @@ class Endpoint:
             wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** max(0, attempt - 1))
             await self._sleep(wait * random.uniform(0.5, 1.0))
         said = f"{failed} ({attempt} attempts)"
-        if failed.kind in ("unreachable", "rate_limit"):
+        if failed.kind == "unreachable" or (failed.kind == "rate_limit" and self._accepted == began):
             raise self.stop(StopRun(failed.kind, said))
         raise CallFailed(failed.kind, said)
 

@@ -176,7 +176,7 @@ def test_retry_after_holds_every_call_for_that_long(room: Room) -> None:
 
     through(room, several)
     times = [e["time"] for e in room.log()]
-    assert len(times) == 5 and min(times[1:]) - times[0] >= 0.5
+    assert len(times) >= 5 and min(times[1:]) - times[0] >= 0.5
     assert times[-1] - times[0] < 3
 
 
