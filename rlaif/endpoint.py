@@ -1,8 +1,8 @@
 """One endpoint's limits: how many calls at once, when to try again, when to stop.
 
 The only retry loop of the program. A call holds its place until its response is committed, and gives it up while it
-waits to try again or is held. Every outcome is one of: the body, try again, `CallFailed` (this call only) or `StopRun` (every call
-to this endpoint, from then on).
+waits to try again or is held. Every outcome is one of: the body, try again, `CallFailed` (this call only) or `StopRun`
+(every call to this endpoint, from then on).
 """
 
 from __future__ import annotations
