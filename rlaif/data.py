@@ -178,7 +178,7 @@ def _lines(name: str, file: BinaryIO) -> Iterator[tuple[str, str]]:
 
 
 def _decode(where: str, raw: bytes, *, first: bool) -> str:
-    if first and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if first and (raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]):
         raise InputError(f"{where}: the file is UTF-16; save it as UTF-8")
     if first:
         raw = raw.removeprefix(b"\xef\xbb\xbf")

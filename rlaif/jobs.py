@@ -22,7 +22,7 @@ from rlaif.config import RunConfig
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
 from rlaif.judges import JudgePlan, resolve
-from rlaif.judges.code import JudgeFunction
+from rlaif.judges.code import CodeJudge, JudgeFunction
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.models import Models
@@ -162,8 +162,15 @@ class Run:
         models, plans = self._open()
         loop = asyncio.get_running_loop()
         ledger = Ledger.open(self.directory)
-        self._stop_calls = lambda reason: loop.call_soon_threadsafe(models.stop, reason)
         parts: _Parts | None = None
+
+        def stop(reason: StopRun) -> None:
+            models.stop(reason)
+            for judge in parts.judges if parts else ():
+                if isinstance(judge, CodeJudge):
+                    judge.stop(reason)
+
+        self._stop_calls = lambda reason: loop.call_soon_threadsafe(stop, reason)
         try:
             facts = self._facts([dict(models.open(name).identity) for name in config.policy])
             _check_unchanged(ledger, facts, seen, limited=config.limit is not None)

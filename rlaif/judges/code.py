@@ -48,6 +48,11 @@ class CodeJudge:
         self._function, self._ledger, self._tally = function, ledger, tally
         self._alone = asyncio.Lock()
         self._places = asyncio.Semaphore(_AT_ONCE)
+        self._stopped: StopRun | None = None
+
+    def stop(self, reason: StopRun) -> None:
+        """Lets no further call begin: those that wait for their turn raise `reason`."""
+        self._stopped = reason
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """The function's verdict on `shown`; one that raises or returns no usable scores has an error instead."""
@@ -78,14 +83,20 @@ class CodeJudge:
             getattr(self._function, "__call__", None)  # noqa: B004 - the method itself is asked for
         ):
             async with self._places:
+                self._check()
                 return await self._function(prompt, shown)
         async with self._alone:
+            self._check()
             said, error = await _in_thread(lambda: self._call_here(prompt, shown), f"judge-{self.name}")
         if error is None:
             return said
         if isinstance(error, Exception) and not isinstance(error, StopIteration):
             raise error
         raise RuntimeError(f"{type(error).__name__}: {error}")
+
+    def _check(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
 
     def _call_here(self, prompt: Prompt, shown: Sequence[Candidate]) -> tuple[Any, BaseException | None]:
         """What the function returns or raises; a future cannot carry every exception."""
