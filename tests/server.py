@@ -44,6 +44,15 @@ class Behaviour:
     """given, or silently ignored."""
     refuses: str = ""
     """A field that is answered with 400."""
+    refusal: str = ""
+    """What the 400 says, where it is not the usual."""
+    refusal_param: str = ""
+    """The field that the 400 names, where it is another one than `refuses`."""
+    usage: str = "given"
+    """given, missing or huge."""
+    limit: int = 0
+    """So many requests are accepted in any `limit_s`; the others meet 429 without a word on when to come back."""
+    limit_s: float = 0.1
     thinking: str = ""
     """field (reasoning_content), block (<think>...</think>) or tail (...</think>, the template opened the block)."""
     answers: str = "varied"
@@ -58,7 +67,8 @@ class Behaviour:
     fault_first: int = 0
     """The first so many attempts of every body meet one of `faults`."""
     failure: str = ""
-    """What every request meets that comes after `fail_after` others and holds `fail_when`: a key of `_failures`, or bomb."""
+    """What every request meets that comes after `fail_after` others and holds `fail_when`: a key of `_failures`, bomb, or echo_400
+    and the like, which repeats the request's authorization."""
     fail_after: int = 0
     fail_when: str = ""
 
@@ -71,6 +81,7 @@ class Room:
     log: list[dict[str, Any]] = field(default_factory=list)
     in_flight: int = 0
     peak: int = 0
+    accepted: list[float] = field(default_factory=list)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         """Logs the request, answers it, and notes when the answer was written whole."""
@@ -108,7 +119,7 @@ class Room:
         if said is None:
             completion = answer(self.behaviour, entry["body"], entry["id"])
             entry["texts"] = [c["message"]["content"] for c in completion["choices"]]
-            entry["usage"] = completion["usage"]
+            entry["usage"] = completion.get("usage")
             said = 200, {}, json.dumps(completion).encode()
         status, headers, payload = said
         entry["status"] = status
@@ -124,7 +135,14 @@ class Room:
     def _fault(self, entry: dict[str, Any]) -> Any:
         how, number = self.behaviour, entry["number"]
         if how.failure and number > how.fail_after and how.fail_when in json.dumps(entry["body"], ensure_ascii=False):
+            if how.failure.startswith("echo_"):
+                return _error(int(how.failure[5:]), f"Cannot use {entry['authorization']} for this.")
             return _failure(how.failure)
+        if how.limit:
+            self.accepted = [moment for moment in self.accepted if moment > time.monotonic() - how.limit_s]
+            if len(self.accepted) >= how.limit:
+                return _failure("busy")
+            self.accepted.append(time.monotonic())
         earlier = sum(e["id"] == entry["id"] for e in self.log) - 1 if how.fault_first else 0
         by_number = int(hashlib.sha256(str(number).encode()).hexdigest()[:6], 16) / 0x1000000
         if earlier < how.fault_first or by_number < how.fault_share:
@@ -143,8 +161,9 @@ def refusal(how: Behaviour, body: dict[str, Any]) -> tuple[int, dict[str, str], 
     if how.refuses not in body:
         return None
     instead = "max_completion_tokens" if how.refuses == "max_tokens" else "the default"
-    text = f"Unsupported parameter: '{how.refuses}' is not supported with this model. Use {instead} instead."
-    return _error(400, text, type="invalid_request_error", param=how.refuses, code="unsupported_parameter")
+    text = how.refusal or f"Unsupported parameter: '{how.refuses}' is not supported with this model. Use {instead} instead."
+    param = how.refusal_param or how.refuses
+    return _error(400, text, type="invalid_request_error", param=param, code="unsupported_parameter")
 
 
 def answer(how: Behaviour, body: dict[str, Any], name: str) -> dict[str, Any]:
@@ -155,8 +174,11 @@ def answer(how: Behaviour, body: dict[str, Any], name: str) -> dict[str, Any]:
     choices = [_choice(how, body, index, verdict) for index in range(n)]
     prompt = sum(len(m["content"].split()) for m in body["messages"])
     said = sum(len((c["message"]["content"] or "").split()) for c in choices)
+    if how.usage == "huge":
+        prompt = said = 10**30
     usage = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
-    return {"id": name, "object": "chat.completion", "model": body["model"], "choices": choices, "usage": usage}
+    completion = {"id": name, "object": "chat.completion", "model": body["model"], "choices": choices}
+    return completion if how.usage == "missing" else completion | {"usage": usage}
 
 
 def _choice(how: Behaviour, body: dict[str, Any], index: int, verdict: float | str | None) -> dict[str, Any]:
@@ -222,7 +244,13 @@ def _failures() -> dict[str, Any]:
         "model": _error(404, "The model does not exist.", code="model_not_found"),
         "too_long": _error(400, "This model's maximum context length is 8 tokens.", code="context_length_exceeded"),
         "policy": _error(400, "This request was rejected by the safety system.", code="content_policy_violation"),
+        "surrogate": _error(400, "This is no text: \ud800."),
+        "unfinished": _error(
+            400, "Could not finish the message because max_tokens was reached. Please try a higher max_tokens."
+        ),
+        "busy": _error(429, "Too many requests."),
         "rate_limit": _error(429, "Slow down.", {"Retry-After": "0.05"}),
+        "hold_20": _error(429, "Slow down.", {"Retry-After": "20"}),
         "hold": _error(429, "Slow down.", {"Retry-After": "0.5"}),
         "long_hold": _error(429, "Come back tomorrow.", {"Retry-After": "86400"}),
         "server_error": _error(500, "The server had an error."),

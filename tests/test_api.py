@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
 import datasets
 import pytest
-from helpers import ROW_KEYS, read_rows, stored_records
+from helpers import ROW_KEYS, Room, environment, read_rows, stored_records
 
 import rlaif
 
@@ -160,6 +162,8 @@ def test_the_shipped_prompts_are_not_hidden_by_a_run_directory_of_that_name(tmp_
         ({"judge": []}, "no judge"),
         ({"temprature": 1}, "no setting `temprature`"),
         ({"n": 1}, "at least 2"),
+        ({"policy": ["fake/oracle", "fake/tie", "fake/oracle"]}, "named twice"),
+        ({"policy": [f"openai/m@http://127.0.0.1:9/v1{end}" for end in ("", "/")]}, "named twice"),
     ],
 )
 def test_wrong_input_is_an_input_error_and_leaves_nothing(tmp_path, settings, said):
@@ -223,6 +227,84 @@ def test_leaving_an_async_loop_early_gives_the_directory_back(tmp_path):
         return [record async for record in generate(tmp_path)]
 
     assert len(asyncio.run(main())) == 6
+
+
+def test_nothing_is_asked_once_an_async_loop_is_closed(tmp_path, room: Room):
+    room.set(latency_s=0.05)
+
+    async def main():
+        records = aiter(generate(tmp_path, policy=room.model(), concurrency=2))
+        async for _ in records:
+            break
+        await records.aclose()
+        asked, tasks = room.count(), asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.sleep(0.4)
+        return asked, tasks
+
+    asked, tasks = asyncio.run(main())
+    assert (tasks, room.count()) == (set(), asked) and asked < 6 + 36
+
+
+@pytest.mark.parametrize(
+    "judge", ["'pairwise'", "lambda prompt, candidates: sleep(600.0 * ('k' not in prompt.text)) or [1, 2]"]
+)
+def test_a_loop_that_is_left_open_does_not_keep_the_program_from_ending(tmp_path, judge):
+    code = (
+        "import rlaif\nfrom time import sleep\n"
+        f"prompts = ['k'] + [f'Question {{k}}?' for k in range(300)]\n"
+        f"run = rlaif.generate(prompts, policy='fake/oracle', judge={judge}, out='run', n=2)\n"
+        "it = iter(run)\nprint(next(it).prompt.text)\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment(), timeout=60, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert time.monotonic() - began < 15
+
+
+def interrupted(run: rlaif.Run, begun) -> float:
+    """Interrupts the run when `begun()` is true; returns how long it took to end."""
+    moment: list[float] = []
+
+    def wait_and_interrupt():
+        while not begun():
+            time.sleep(0.005)
+        moment.append(time.monotonic())
+        run.interrupt()
+
+    thread = threading.Thread(target=wait_and_interrupt)
+    thread.start()
+    with pytest.raises(rlaif.StopRun) as stop:
+        run.wait()
+    thread.join()
+    assert stop.value.kind == "interrupted" and run.summary["state"] == "stopped"
+    return time.monotonic() - moment[0]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("failure", ["hold_20", "busy"])
+def test_an_interrupted_run_does_not_wait_to_try_again(tmp_path, room: Room, failure):
+    room.set(failure=failure, fail_after=3)
+    run = generate(tmp_path, policy=room.model())
+    assert interrupted(run, lambda: room.count() > 20 or (failure == "hold_20" and room.count() > 3)) < 2
+    room.set()
+    assert generate(tmp_path, policy=room.model()).wait()["pairs"] == 6
+
+
+@pytest.mark.timeout(60)
+def test_an_interrupted_run_waits_for_the_judgements_in_flight_alone(tmp_path):
+    called = []
+
+    def slow(prompt, candidates):
+        called.append(prompt.id)
+        time.sleep(0.05)
+        return [len(c.text) for c in candidates]
+
+    slow.arity = 2
+    rows = [{"prompt": f"{k}", "candidates": ["a", "bb", "ccc", "dddd"]} for k in range(10)]
+    assert interrupted(rlaif.judge(rows, judge=slow, out=tmp_path), lambda: len(called) > 11) < 2
+    assert len(called) < 30
 
 
 def test_an_error_in_the_loop_s_body_is_the_caller_s(tmp_path):

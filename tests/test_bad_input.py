@@ -12,26 +12,33 @@ from pathlib import Path
 
 import pytest
 from helpers import Room, environment, read_rows, rlaif, start, write_prompts, write_rows
+from typer.testing import CliRunner
+
+from rlaif.cli import app
 
 GOOD = b'{"prompt": "Why?"}\n'
 
 
-def refused(room: Room, *arguments: object, command: str = "generate", **env: str) -> str:
-    """What the command says when it refuses; fails if anything was spent."""
-    done = rlaif(command, *arguments, expect=2, **env)
-    assert room.count() == 0
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    return lines[0]
+def refused(room: Room, *arguments: object, command: str = "generate") -> str:
+    """What the command says when it refuses; fails if anything was spent. In this process: there are many of them."""
+    done = CliRunner().invoke(app, [command, *map(str, arguments)], env={"OPENAI_API_KEY": None, "OPENAI_BASE_URL": None})
+    assert done.exit_code == 2, (done.exit_code, done.output, done.exception)
+    return one_message(room, done.stderr)
 
 
-def refused_file(room: Room, path: Path, *more: object, command: str = "generate") -> str:
-    """As `refused`, for a file of prompts or candidates; fails if a run directory was made."""
+def refused_file(room: Room, path: Path, *more: object) -> str:
+    """As `refused`, for a file of prompts and in a process of its own; fails if a run directory was made."""
     out = path.parent / "run"
-    model = ["--policy", room.model()] if command == "generate" else ["--judge-model", room.model()]
-    said = refused(room, path, *model, "--out", out, *more, command=command)
+    done = rlaif("generate", path, "--policy", room.model(), "--out", out, *more, expect=2)
     assert not out.exists()
-    return said
+    return one_message(room, done.stderr)
+
+
+def one_message(room: Room, stderr: str) -> str:
+    assert room.count() == 0
+    lines = stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), stderr
+    return lines[0]
 
 
 # Prompts
@@ -126,7 +133,7 @@ def test_repeated_prompts_are_items_of_their_own(room: Room, tmp_path: Path) -> 
 )
 def test_bad_candidates_are_named_by_line(room: Room, tmp_path: Path, row: object, why: str) -> None:
     path = write_rows(tmp_path / "c.jsonl", [{"prompt": "Why?", "candidates": ["a", "b"]}, row])
-    said = refused_file(room, path, command="judge")
+    said = refused(room, path, "--judge-model", room.model(), "--out", tmp_path / "run", command="judge")
     assert f"{path}:2" in said and why in said
 
 
@@ -140,6 +147,11 @@ def test_bad_candidates_are_named_by_line(room: Room, tmp_path: Path, row: objec
         (["--policy", "openai/"], ["openai/"]),
         (["--policy", "openai/m@http://"], ["http://host:port"]),
         (["--policy", "openai/m@http://me:secret@127.0.0.1:1/v1"], ["password", "OPENAI_API_KEY"]),
+        (["--policy", "openai/m@http://127.0.0.1:1/v1?key=secret"], ["query", "OPENAI_API_KEY"]),
+        (["--policy", "openai/m@http://127.0.0.1:1/v1#secret"], ["query", "OPENAI_API_KEY"]),
+        (["--policy", "openai/m@127.0.0.1:8000/v1"], ["openai/NAME@http://127.0.0.1:8000/v1"]),
+        (["--policy", "openai/m@localhost:8000"], ["openai/NAME@http://localhost:8000"]),
+        (["--policy", "openai/m@models.example.com/v1"], ["openai/NAME@http://models.example.com/v1"]),
         (["--policy", "openai/m@https://models.example.com/v1"], ["needs a key", "OPENAI_API_KEY"]),
         (["--policy", "fake/nothing"], ["fake/nothing", "fake/oracle"]),
         (["--policy", "gguf/gone.gguf"], ["gone.gguf"]),
@@ -154,6 +166,8 @@ def test_bad_candidates_are_named_by_line(room: Room, tmp_path: Path, row: objec
         (["--extra-body", "{"], ["--extra-body", "JSON"]),
         (["--extra-body", "[1]"], ["--extra-body", "object"]),
         (["--extra-body", '{"x": NaN}'], ["--extra-body"]),
+        (["--extra-body", '{"n": 2}'], ["'n'", "use -n"]),
+        (["--extra-body", '{"x": 1, "messages": []}'], ["'messages'"]),
         (["--config", "gone.yaml"], ["gone.yaml"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("-") else "",
@@ -163,6 +177,22 @@ def test_bad_option_is_named(room: Room, tmp_path: Path, options: list[str], wor
     policy = [] if options[0] == "--policy" else ["--policy", room.model()]
     said = refused(room, prompts, *policy, "--out", tmp_path / "run", *options)
     assert all(word in said for word in words), said
+    assert "secret" not in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("end", ["", "/", "/chat/completions"])
+def test_one_policy_under_two_names_is_refused(room: Room, tmp_path: Path, end: str) -> None:
+    prompts = write_prompts(tmp_path / "p.jsonl", 1)
+    policies = ["--policy", "openai/m", "--policy", room.model() + end]
+    done = rlaif("generate", prompts, *policies, "--out", tmp_path / "run", expect=2, OPENAI_BASE_URL=room.url)
+    assert "named twice" in one_message(room, done.stderr) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("prompts", ["Why? " * 1000, "x" * 5000 + ".jsonl"], ids=["text", "name"])
+def test_a_text_where_a_file_should_be_named(room: Room, tmp_path: Path, prompts: str) -> None:
+    assert "x.jsonl" in prompts or "no file" in refused(room, prompts, "--policy", room.model(), "--out", tmp_path / "run")
+    rlaif("generate", prompts, "--policy", room.model(), "--out", tmp_path / "run", expect=2)
     assert not (tmp_path / "run").exists()
 
 

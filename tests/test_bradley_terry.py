@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import tracemalloc
 from itertools import combinations, permutations
 
 import numpy as np
@@ -273,6 +274,29 @@ def test_records_of_any_size_stand_side_by_side():
     rankings = rank(records, ["", "a", "ab"])
     assert [len(r.ids) for r in rankings] == [0, 1, 2]
     assert rankings[1].strengths == (0.0,) and rankings[2].strengths[0] > 0
+
+
+def test_one_wide_record_among_thousands_takes_little_memory_and_is_ranked_as_alone():
+    rng = random.Random(1)
+    wide = [f"c{k}" for k in range(300)]
+    quality = {i: rng.gauss(0, 1) for i in wide}
+    shown = [pair for k in range(300) for other in rng.sample(range(300), 3) if k != other for pair in [(wide[k], wide[other])]]
+    said = [soft(i, j, sigmoid(quality[i] - quality[j] + 0.4), "wide") for i, j in shown]
+    narrow = [
+        ("abcd", [soft("a", "b", 0.9), soft("c", "b", 0.6), soft("d", "a", 0.2), soft("b", "d", 0.8)]) for _ in range(3000)
+    ]
+    (alone,), (position,) = fit(games([(wide, said)]))
+    data = games([*narrow[:1000], (wide, said), *narrow[1000:]])
+    tracemalloc.start()
+    try:
+        strengths, positions = fit(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 300e6
+    assert positions[data.judges.index("wide")] == pytest.approx(position, abs=1e-7)
+    assert strengths[1000] == pytest.approx(alone, abs=1e-7)
+    assert strengths[0] == pytest.approx(strengths[-1], abs=1e-9) and len(strengths[0]) == 4
 
 
 def test_thousands_of_prompts_fit_at_once():

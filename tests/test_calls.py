@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -173,6 +174,73 @@ def test_refused_logprobs_are_the_callers_to_handle_and_not_stored(room: Room, t
     assert room.count() == 1
     room.set()
     assert session(room, tmp_path, lambda client: client.answer(request), role="judge")[0].first_token
+
+
+@pytest.mark.timeout(60)
+def test_an_endpoint_may_say_what_is_no_text(room: Room, tmp_path: Path) -> None:
+    room.set(failure="surrogate")
+
+    async def refused(client: Client) -> tuple[str, str]:
+        with pytest.raises(CallFailed) as failed:
+            await client.answer(ASKED)
+        return failed.value.kind, str(failed.value).encode("utf-8", "replace").decode()
+
+    first, _ = session(room, tmp_path, refused)
+    assert first[0] == "bad_request" and "no text: ?" in first[1]
+    assert session(room, tmp_path, refused)[0] == first and room.count() == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("usage", ["missing", "huge"])
+def test_tokens_that_are_no_count_are_unknown(room: Room, tmp_path: Path, usage: str) -> None:
+    room.set(usage=usage)
+    found, tally = session(room, tmp_path, lambda client: draw(client, 3))
+    assert len(found) == 3 and tally.tokens == 0
+    with closing(Ledger.read(tmp_path)) as ledger:
+        spend = ledger.spend()
+    assert (spend.prompt_tokens, spend.completion_tokens, spend.uncounted) == (None, None, 1)
+
+
+# What a 400 teaches
+
+
+def test_a_refusal_of_another_field_costs_no_temperature(room: Room, tmp_path: Path) -> None:
+    room.set(refuses="messages", refusal="Unknown role: temperature is a word that we do not support.")
+
+    async def twice(client: Client) -> tuple[list[str], list[str]]:
+        refused = await draw(client, 2, prompt_id="p")
+        room.set()
+        return refused, await draw(client, 2, prompt_id="q")
+
+    (refused, fine), _ = session(room, tmp_path, twice)
+    assert (len(refused), len(fine), room.count()) == (0, 2, 2)
+    assert [e["body"]["temperature"] for e in room.log()] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("max_tokens", "This field is not supported here."),
+        ("n", "One answer only, please."),
+        ("temperature", "Unsupported value: only the default is allowed."),
+        ("seed", "Extra inputs are not permitted."),
+    ],
+)
+def test_a_refusal_that_names_its_field_is_learned_whatever_it_says(room: Room, tmp_path: Path, name: str, words: str) -> None:
+    room.set(refuses=name, refusal=words)
+    assert len(session(room, tmp_path, lambda client: draw(client, 2))[0]) == 2
+    assert [name in e["body"] for e in room.log()] == [True] + [False] * (2 if name == "n" else 1)
+    if name == "max_tokens":
+        assert room.log()[1]["body"]["max_completion_tokens"] == 9
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("named", ["model", "max_tokens", "max_completion_tokens", "n", "temperature", "seed", "logprobs"])
+@pytest.mark.parametrize("words", ["", "'n' and max_completion_tokens are unknown here."])
+def test_a_refusal_that_nothing_helps_against_is_a_failure(room: Room, tmp_path: Path, named: str, words: str) -> None:
+    room.set(refuses="model", refusal_param=named, refusal=words)
+    assert session(room, tmp_path, lambda client: draw(client, 2))[0] == []
+    assert room.count() <= 3
 
 
 def test_a_body_that_is_no_answer_is_paid_for_and_asked_again(room: Room, tmp_path: Path) -> None:

@@ -186,6 +186,7 @@ def test_missing_probabilities_are_none(logprobs: Any) -> None:
         ({"prompt_tokens": 3, "completion_tokens": 0}, (3, 0)),
         ({"prompt_tokens": -3, "completion_tokens": 2.5}, (None, None)),
         ({"prompt_tokens": "3", "completion_tokens": True}, (None, None)),
+        ({"prompt_tokens": 10**30, "completion_tokens": 2**63}, (None, None)),
         (None, (None, None)),
         ([], (None, None)),
     ],

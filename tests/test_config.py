@@ -10,6 +10,7 @@ import yaml
 from rlaif.config import RunConfig, make_config
 from rlaif.errors import InputError
 
+OWN_FIELDS = ["model", "messages", "n", "stream", "temperature", "max_tokens", "max_completion_tokens", "seed", "logprobs"]
 GIVEN = {"prompts": "p.jsonl", "out": "o", "policy": "fake/oracle"}
 
 
@@ -54,6 +55,7 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path):
         ({"timeout_s": 0}, "timeout-s = 0"),
         ({"transport": "carrier pigeon"}, "transport = 'carrier pigeon'"),
         ({"extra_body": {"min_p": math.nan}}, "extra-body"),
+        *(({"extra_body": {"top_p": 0.5, name: 1}}, f"'{name}' is rlaif's own") for name in OWN_FIELDS),
         ({"judge": 3}, "judge = 3"),
         ({"temprature": 1.0}, "no setting `temprature`; there are .*temperature"),
         ({"policy": []}, "no policy model"),

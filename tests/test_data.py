@@ -91,6 +91,8 @@ def test_wrong_line_is_named_by_file_and_line(tmp_path: Path, line: bytes, why: 
         ("not.parquet", b"PAR1 no", "parquet"),
         ("not.jsonl.gz", GOOD, "not a gzip"),
         ("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\xab", "end-of-stream"),
+        ("corrupt.jsonl.gz", gzip.compress(GOOD)[:10] + b"\xff" * 40, "cannot read"),
+        ("changed.jsonl.gz", gzip.compress(GOOD)[:-8] + b"\0" * 8, "CRC"),
         ("folder.jsonl/", b"", "not a saved dataset"),
     ],
 )
@@ -102,6 +104,12 @@ def test_wrong_file_is_named(tmp_path: Path, name: str, content: bytes | None, w
         path.write_bytes(content)
     said = refusal(path)
     assert name.rstrip("/") in said and why.lower() in said.lower() and "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + ".jsonl", "why/" + "x" * 5000, "x/y/" * 2000])
+def test_a_name_that_no_file_can_have_is_no_file(name: str) -> None:
+    """A prompt itself, say, where its file should be named."""
+    assert "\n" not in refusal(name)
 
 
 def test_rows_before_a_wrong_one_are_the_only_ones_read(tmp_path: Path) -> None:
@@ -241,7 +249,12 @@ def test_limit_reads_no_further(tmp_path: Path) -> None:
 
 def test_candidates_of_every_kind(tmp_path: Path) -> None:
     rows = [
-        {"id": "x", "prompt": "Why?", "candidates": ["a", {"text": "b", "model": "m"}, {"response": "c", "score": 2}], "k": 1},
+        {
+            "id": "x",
+            "prompt": "Why?",
+            "candidates": ["a", {"response": None, "text": "b", "model": "m"}, {"response": "c", "score": 2}],
+            "k": 1,
+        },
         {"prompt": "How?", "candidates": []},
     ]
     (prompt, given), (_, none) = read_candidates(str(write_rows(tmp_path / "c.jsonl", rows)))
@@ -262,7 +275,7 @@ def test_wrong_candidates_are_named(candidates: Any) -> None:
         list(read_candidates([{"prompt": "Why?", "candidates": ["a"]}, {"prompt": "How?", "candidates": candidates}]))
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 10**400, -(10**400)])
 def test_a_score_that_is_no_finite_number_is_refused(score: float) -> None:
     with pytest.raises(InputError, match="score"):
         list(read_candidates([{"prompt": "Why?", "candidates": [{"text": "a", "score": score}]}]))
@@ -275,6 +288,7 @@ def test_a_candidate_with_half_a_surrogate_pair_is_refused() -> None:
 
 def test_a_number_beyond_floats_is_refused_as_a_score(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
-    path.write_text('{"prompt": "Why?", "candidates": ["a", {"text": "b", "score": 1e999}]}\n')
-    with pytest.raises(InputError, match="score"):
-        list(read_candidates(str(path)))
+    for number in ("1e999", "1" + "0" * 400):
+        path.write_text(f'{{"prompt": "Why?", "candidates": ["a", {{"text": "b", "score": {number}}}]}}\n')
+        with pytest.raises(InputError, match="score"):
+            list(read_candidates(str(path)))

@@ -6,8 +6,11 @@ import json
 import math
 import resource
 import signal
+import sqlite3
 import time
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,12 @@ def generate(room: Room, prompts: Path, out: Path, *more: object, command: str =
     """One run of the command; returns what it said."""
     done = rlaif(command, prompts, "--policy", room.model(), "--out", out, *more, expect=expect)
     return done.stdout + done.stderr
+
+
+def bodies(out: Path) -> list[bytes]:
+    """All that is stored compressed in a run directory."""
+    with closing(sqlite3.connect(f"file:{out / 'run.sqlite'}?mode=ro", uri=True)) as db:
+        return [zlib.decompress(body) for table in ("calls", "records") for (body,) in db.execute(f"SELECT body FROM {table}")]
 
 
 def dpo(out: Path) -> bytes:
@@ -120,6 +129,22 @@ def test_key_is_sent_and_stands_in_no_file(run: Finished) -> None:
     files = [p for p in run.out.rglob("*") if p.is_file()]
     assert {"run.sqlite", "config.yaml", "dpo.jsonl", "summary.json"} <= {p.name for p in files}
     assert not [p.name for p in files if b"sk-test-secret" in p.read_bytes()]
+
+
+@pytest.mark.parametrize("transport", ["aiohttp", "openai"])
+@pytest.mark.parametrize(("status", "exit_status"), [(401, 3), (400, 0)])
+def test_key_that_the_endpoint_repeats_stands_nowhere(
+    room: Room, tmp_path: Path, transport: str, status: int, exit_status: int
+) -> None:
+    room.set(failure=f"echo_{status}", fail_when="Question 1")
+    out = tmp_path / "run"
+    options = ["--policy", room.model(), "--out", out, "-n", 2, "--transport", transport]
+    prompts = write_prompts(tmp_path / "p.jsonl", 3)
+    done = rlaif("generate", prompts, *options, expect=exit_status, OPENAI_API_KEY="sk-test-secret")
+    assert {e["authorization"] for e in room.log()} == {"Bearer sk-test-secret"}
+    assert "Cannot use" in done.stdout + done.stderr and "sk-test-secret" not in done.stdout + done.stderr
+    assert not [p.name for p in out.rglob("*") if p.is_file() and b"sk-test-secret" in p.read_bytes()]
+    assert not any(b"sk-test-secret" in body for body in bodies(out))
 
 
 def test_configuration_of_a_run_makes_it_again(run: Finished, tmp_path: Path) -> None:
@@ -217,7 +242,7 @@ def test_changed_settings_are_refused_with_the_difference(run: Finished, changed
     assert {p.name: p.read_bytes() for p in run.out.iterdir() if p.name in files} == files
 
 
-@pytest.mark.parametrize("change", ["text", "order", "gone", "reference"])
+@pytest.mark.parametrize("change", ["text", "order", "gone", "reference", "tail"])
 def test_changed_prompts_are_refused_with_the_difference(run: Finished, tmp_path: Path, change: str) -> None:
     before, rows = run.room.count(), read_rows(run.prompts)
     if change == "text":
@@ -226,11 +251,20 @@ def test_changed_prompts_are_refused_with_the_difference(run: Finished, tmp_path
         rows[1], rows[2] = rows[2], rows[1]
     elif change == "gone":
         rows.pop()
+    elif change == "tail":
+        rows[2]["prompt"] = [{"role": "system", "content": ""}, {"role": "user", "content": rows[2]["prompt"]}]
     else:
         rows[2]["reference"] = "42"
     said = generate(run.room, write_rows(tmp_path / "p.jsonl", rows), run.out, expect=2)
     number, name = {"order": (2, "p1"), "gone": (6, "p5")}.get(change, (3, "p2"))
     assert f"prompt {number}" in said and name in said
+    assert {
+        "text": 'text was "Question 2: why?", now "Another question?"',
+        "order": 'id was "p1", now "p2"',
+        "gone": "gone from the input",
+        "reference": "reference changed",
+        "tail": "messages changed",
+    }[change] in said
     assert run.room.count() == before
 
 
@@ -378,6 +412,18 @@ def test_judge_without_logprobs_falls_back_to_text_and_says_so_once(run: Finishe
         in_vain = sum(bool(e["body"].get("logprobs")) for e in room.log())
         assert 1 <= in_vain <= 8, "it goes on asking for what it does not get"
         assert {v.scale for r in stored_records(out) for v in r.verdicts} == {"vote"}
+
+
+def test_judge_that_cannot_answer_in_one_token_is_asked_for_text(room: Room, tmp_path: Path) -> None:
+    room.set(failure="unfinished", fail_when='"logprobs": true')
+    prompts, out = write_prompts(tmp_path / "p.jsonl", 4), tmp_path / "run"
+    said = generate(room, prompts, out, "-n", 2)
+    assert said.count("falls back") == 1
+    assert (summary(out)["pairs"], summary(out)["no_verdict_rate"], summary(out)["failures"]) == (4, 0.0, [])
+    assert {v.scale for r in stored_records(out) for v in r.verdicts} == {"vote"}
+    asked = room.count()
+    generate(room, prompts, out, "-n", 2)
+    assert room.count() == asked
 
 
 @pytest.mark.parametrize("name", ["temperature", "max_tokens", "seed", "n", "top_logprobs"])
@@ -528,6 +574,62 @@ def test_refused_settings_stop_before_the_file_is_through(room: Room, tmp_path: 
     assert room.count() <= 5 + 2
 
 
+@pytest.mark.parametrize("concurrency", [1, 64])
+@pytest.mark.parametrize("fail_when", ["", "[[A]]"], ids=["policy", "judge"])
+def test_refused_settings_cost_no_prompt_once_they_are_repaired(
+    room: Room, tmp_path: Path, concurrency: int, fail_when: str
+) -> None:
+    prompts, out = write_prompts(tmp_path / "p.jsonl", 10), tmp_path / "run"
+    room.set(failure="policy", fail_when=fail_when, logprobs="ignored")
+    options = ["-n", 2, "--concurrency", concurrency]
+    assert "(config)" in generate(room, prompts, out, *options, expect=3)
+    assert summary(out)["stopped"]["kind"] == "config"
+    room.set(logprobs="ignored")
+    generate(room, prompts, out, *options)
+    assert (summary(out)["pairs"], summary(out)["dropped"], summary(out)["no_verdict_rate"]) == (10, {}, 0.0)
+
+
+@pytest.mark.parametrize("failure", ["too_long", "null_content"])
+def test_price_of_an_endpoint_is_unknown_whatever_came_of_it(room: Room, tmp_path: Path, failure: str) -> None:
+    room.set(failure=failure)
+    said = generate(room, write_prompts(tmp_path / "p.jsonl", 2), tmp_path / "run", "-n", 2)
+    found = summary(tmp_path / "run")
+    assert (found["pairs"], found["state"], found["cost_usd"]) == (0, "done", None)
+    assert found["failures"][0]["of"] == "policy" and found["failures"][0]["error"] in said
+    assert "cost: unknown" in said
+
+
+def test_tokens_are_unknown_where_no_call_counted_them(room: Room, tmp_path: Path) -> None:
+    room.set(usage="missing")
+    said = generate(room, write_prompts(tmp_path / "p.jsonl", 2), tmp_path / "run", "-n", 2)
+    assert summary(tmp_path / "run")["tokens"] == {"prompt": None, "completion": None, "calls_without_a_count": 2 + 4}
+    assert "unknown prompt, unknown completion" in said
+
+
+# A judge that does not come back
+
+
+@pytest.mark.timeout(60)
+def test_a_second_interrupt_ends_a_judge_that_does_not_come_back(tmp_path: Path) -> None:
+    judge = tmp_path / "stuck.py"
+    judge.write_text(
+        "import time\nfrom pathlib import Path\n"
+        "def stuck(prompt, candidates):\n    Path(__file__).with_suffix('.begun').touch()\n    time.sleep(600)\n"
+    )
+    rows = write_rows(tmp_path / "c.jsonl", [{"prompt": "Why?", "candidates": ["a", "b"]}])
+    with start("judge", rows, "--judge", f"{judge}:stuck", "--out", tmp_path / "run") as process:
+        wait_for(judge.with_suffix(".begun").exists)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        try:
+            stdout, stderr = process.communicate(timeout=10)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and "interrupted" in stderr and "Traceback" not in stdout + stderr
+
+
 # The other commands
 
 
@@ -551,9 +653,10 @@ def test_judge_compares_answers_that_exist(room: Room, tmp_path: Path) -> None:
     assert (summary(out)["prompts"], summary(out)["pairs"], sum(summary(out)["dropped"].values())) == (4, 2, 2)
     rlaif("judge", candidates, "--judge", "pairwise", "--judge-model", room.model(), "--out", out)
     assert room.count() == 8
-    rows[0]["candidates"] = given[:2]
-    changed = rlaif("judge", write_rows(candidates, rows), "--judge-model", room.model(), "--out", out, expect=2)
-    assert "prompt 1" in changed.stderr and room.count() == 8
+    for first in (given[:2], [given[1], given[0], given[2]], [*given[:2], {"text": given[2], "score": 1}]):
+        rows[0]["candidates"] = first
+        changed = rlaif("judge", write_rows(candidates, rows), "--judge-model", room.model(), "--out", out, expect=2)
+        assert "prompt 1" in changed.stderr and ": candidates changed." in changed.stderr and room.count() == 8
 
 
 def test_best_of_n_and_export_are_two_views_of_one_run(run: Finished, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -70,6 +71,7 @@ def asked(room: Room) -> list[str]:
         ("too_long", CallFailed, "too_long", 1),
         ("policy", CallFailed, "bad_request", 1),
         ("rate_limit", StopRun, "rate_limit", 2),
+        ("busy", StopRun, "rate_limit", 2),
         ("server_error", CallFailed, "server_error", 2),
         ("error_inside", CallFailed, "server_error", 2),
         ("html", CallFailed, "bad_body", 2),
@@ -178,6 +180,17 @@ def test_retry_after_holds_every_call_for_that_long(room: Room) -> None:
     times = [e["time"] for e in room.log()]
     assert len(times) >= 5 and min(times[1:]) - times[0] >= 0.5
     assert times[-1] - times[0] < 3
+
+
+def test_a_rate_limit_uses_up_no_attempt_while_other_calls_are_accepted(room: Room) -> None:
+    room.set(limit=6, limit_s=0.1)
+
+    async def many(call: Call) -> list[bytes]:
+        return await asyncio.gather(*(call(str(k)) for k in range(80)))
+
+    assert len(through(room, many, concurrency=40)) == 80
+    refused = Counter(e["id"] for e in room.log() if e["status"] == 429)
+    assert max(refused.values()) > 2, "no call met the limit more often than it has attempts"
 
 
 def test_after_a_stop_nothing_more_is_sent(room: Room) -> None:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rlaif
+from rlaif import results
 from rlaif.export import dpo, number, sft, write_jsonl
 from rlaif.pairs import Best
 from rlaif.types import Candidate, PreferencePair, Prompt, Record, Verdict
@@ -97,6 +99,23 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, name, bad):
     with pytest.raises((ValueError, TypeError)):
         write_jsonl(fresh, [bad])
     assert not fresh.exists()
+
+
+def test_rows_are_of_one_moment_whatever_is_stored_meanwhile(tmp_path, monkeypatch):
+    rows = [{"prompt": f"{k}", "candidates": ["a", "bb"]} for k in range(3)]
+    rlaif.judge(rows[:2], judge="longest.py:longest", out=tmp_path).wait()
+    before = list(results.rows(tmp_path, "dpo"))
+    rank = results.bradley_terry.rank
+
+    def rank_meanwhile(*given):
+        rlaif.judge(rows, judge="longest.py:longest", out=tmp_path).wait()
+        return rank(*given)
+
+    reading = results.rows(tmp_path, "dpo")
+    with monkeypatch.context() as patched:
+        patched.setattr(results.bradley_terry, "rank", lambda *given: patched.undo() or rank_meanwhile(*given))
+        assert list(reading) == before and len(before) == 2
+    assert len(list(results.rows(tmp_path, "dpo"))) == 3
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):

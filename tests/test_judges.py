@@ -6,15 +6,20 @@ The models behind the LLM judges are the scripted ones, and here and there a pla
 from __future__ import annotations
 
 import asyncio
+import copy
+import functools
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 
 import pytest
-from helpers import read_rows, rlaif, summary, write_rows
+from helpers import environment, read_rows, rlaif, summary, write_rows
 
 from rlaif import engine, pairs
 from rlaif.calls import Client, Tally
@@ -227,10 +232,16 @@ def test_a_verdict_that_a_function_returns_is_read_by_id(tmp_path):
         (Verdict("j", ("p/0", "p/1"), (1.0, float("nan"))), "no finite number"),
         (Verdict("j", ("p/0", "p/1"), None, error="I abstain"), "I abstain"),
         (Verdict("j", ("p/0", "p/1"), None), "gave no scores"),
+        (Verdict("j", ("p/0", "p/1"), (-0.2, 1.2), "probability"), "must not be negative"),
+        (Verdict("j", ("p/0", "p/1"), (0.5, 0.6), "probability"), "sum to 1"),
+        (Verdict("j", ("p/0", "p/1"), (5.0, 4.0), "probability"), "sum to 1"),
+        (Verdict("j", ("p/0", "p/1"), (0.9, 0.1), "percent"), "scale is 'percent'"),
+        (ValueError("half \ud800 a pair"), "ValueError: half "),
         (ValueError("too hard"), "ValueError: too hard"),
         (KeyError("score"), "KeyError: 'score'"),
     ],
 )
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_what_is_no_score_is_a_verdict_without_scores_that_says_why(tmp_path, said, error, asynchronous):
     judge = returning(said)
@@ -246,8 +257,18 @@ def test_what_is_no_score_is_a_verdict_without_scores_that_says_why(tmp_path, sa
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", ["def", "async def"])
-@pytest.mark.parametrize("raised", ["ValueError('bad luck')", "next(iter([]))", "RecursionError()", "[][1]"])
-def test_a_judge_that_raises_abstains_on_that_prompt_only(tmp_path, kind, raised):
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        ("ValueError('bad luck')", "ValueError: bad luck"),
+        ("ValueError('half \\ud800 a pair')", "ValueError: half ? a pair"),
+        ("next(iter([]))", "StopIteration"),
+        ("RecursionError()", "RecursionError"),
+        ("[][1]", "IndexError: list index out of range"),
+        ("__import__('sys').exit('enough')", "SystemExit: enough"),
+    ],
+)
+def test_a_judge_that_raises_abstains_on_that_prompt_only_and_is_heard(tmp_path, kind, raised, said):
     (tmp_path / "mine.py").write_text(
         f"{kind} mine(prompt, candidates):\n"
         f"    if 'two' in prompt.text:\n        found = {raised}\n"
@@ -255,11 +276,14 @@ def test_a_judge_that_raises_abstains_on_that_prompt_only(tmp_path, kind, raised
         "    return [float(len(c.text)) for c in candidates]\n"
     )
     rows = write_rows(tmp_path / "rows.jsonl", ({"prompt": p, "candidates": ["a", "bb"]} for p in ("one", "two", "three")))
-    rlaif("judge", rows, "--judge", f"{tmp_path / 'mine.py'}:mine", "--out", tmp_path / "out")
+    shown = rlaif("judge", rows, "--judge", f"{tmp_path / 'mine.py'}:mine", "--out", tmp_path / "out").stdout
     assert [row["prompt"][0]["content"] for row in read_rows(tmp_path / "out" / "dpo.jsonl")] == ["one", "three"]
     found = summary(tmp_path / "out")
     assert (found["prompts"], found["pairs"], found["dropped"]) == (3, 2, {"no_verdict": 1})
     assert found["no_verdict_rate"] == pytest.approx(1 / 3, abs=1e-6)
+    (failure,) = found["failures"]
+    assert (failure["of"], failure["count"]) == ("judge", 1) and said in failure["error"]
+    assert f"1 times, judge: {failure['error']}" in shown
 
 
 @pytest.mark.parametrize("arity", [0, -1, "2", 1.5, [2]])
@@ -332,11 +356,6 @@ def test_the_digest_of_a_file_follows_its_content_and_nothing_else(tmp_path):
 
 
 def test_the_digest_of_a_function_follows_its_source_or_its_code():
-    def typed(source: str):
-        names: dict = {}
-        exec(source, names)  # as at a prompt: no source file
-        return names["judge"]
-
     one = "def judge(prompt, candidates):\n    return [1.0 for c in candidates]\n"
     assert digest_of(typed(one)) == digest_of(typed(one))
     assert digest_of(typed(one)) != digest_of(typed(one.replace("1.0", "2.0")))
@@ -345,7 +364,6 @@ def test_the_digest_of_a_function_follows_its_source_or_its_code():
 
 def test_functions_made_by_one_source_are_told_apart():
     """Closures, defaults, partial and objects with settings: what they would say differs, so must their digests."""
-    from functools import partial
 
     def weighted(weight, prompt, candidates):
         return [weight * len(c.text) for c in candidates]
@@ -369,9 +387,166 @@ def test_functions_made_by_one_source_are_told_apart():
         def score(self, prompt, candidates):
             return weighted(self.weight, prompt, candidates)
 
-    for family in (make, default, lambda weight: partial(weighted, weight), Weighing, lambda weight: Weighing(weight).score):
+    for family in (
+        make,
+        default,
+        lambda weight: functools.partial(weighted, weight),
+        Weighing,
+        lambda weight: Weighing(weight).score,
+    ):
         assert digest_of(family(1.0)) == digest_of(family(1.0))
         assert digest_of(family(1.0)) != digest_of(family(-1.0))
+
+
+def typed(source: str, **known):
+    """The function `judge` of a source, as at a prompt: without a file."""
+    exec(source, known)
+    return known["judge"]
+
+
+def test_two_functions_on_one_line_are_told_apart():
+    one, other = lambda prompt, candidates: [1.0, 2.0], lambda prompt, candidates: [2.0, 1.0]
+    assert digest_of(one) != digest_of(other)
+    same, name = lambda p, cs: [len(c.text) for c in cs], lambda p, cs: [id(c.text) for c in cs]
+    assert digest_of(same) != digest_of(name)
+
+
+def test_a_wrapped_function_is_what_its_wrapper_says():
+    def judge(prompt, candidates):
+        return [len(c.text) for c in candidates]
+
+    def worst(function):
+        return functools.wraps(function)(lambda prompt, candidates: [-x for x in function(prompt, candidates)])
+
+    def twice(function):
+        return functools.wraps(function)(lambda prompt, candidates: [2 * x for x in function(prompt, candidates)])
+
+    assert len({digest_of(f) for f in (judge, worst(judge), twice(judge), worst(twice(judge)), twice(worst(judge)))}) == 5
+    assert digest_of(worst(judge)) == digest_of(worst(judge))
+
+
+SOURCE = """
+WORDS = {"good": 1.0, "bad": -1.0}
+def weigh(text):
+    return sum(WORDS.get(word, DEFAULT) for word in text.split())
+DEFAULT = 0.0
+def judge(prompt, candidates):
+    'Prefers good words.'
+    return [weigh(c.text) for c in candidates]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "differs"),
+    [
+        ("-1.0", "-2.0", True),
+        ("DEFAULT = 0.0", "DEFAULT = 0.5", True),
+        ("DEFAULT = 0.0", "DEFAULT = {0.5, 0.25}", True),
+        ("text.split()", "text.split(' ')", True),
+        ("text.split()", "text.strip()", True),
+        ("sum(WORDS", "max(WORDS", True),
+        ("[weigh(c.text)", "[-weigh(c.text)", True),
+        ("\ndef", "\n# a word\n\n\ndef", False),
+        ("    return", "    # a word\n\n    return", False),
+        ("candidates]", "candidates]  # all of them", False),
+        ("'Prefers good words.'", "'Prefers very good words.'", False),
+        ("WORDS = ", "UNUSED = 7\nWORDS = ", False),
+    ],
+)
+def test_the_digest_of_a_function_follows_what_it_uses(old, new, differs):
+    assert old in SOURCE
+    assert (digest_of(typed(SOURCE)) != digest_of(typed(SOURCE.replace(old, new)))) is differs
+
+
+@pytest.mark.parametrize(
+    ("helper", "parts"),
+    [
+        ("from math import {} as f", ("sqrt", "exp")),
+        ("import functools\n@functools.lru_cache\ndef f(n):\n    return {}n", ("", "-")),
+        ("import re\nP = re.compile('{}')\ndef f(n):\n    return bool(P.search(str(n)))", ("1", "2")),
+    ],
+    ids=["built-in", "cached", "pattern"],
+)
+def test_the_digest_of_a_function_follows_helpers_of_other_kinds(helper, parts):
+    judge = "\ndef judge(prompt, candidates):\n    return [f(len(c.text)) for c in candidates]\n"
+    one, again, other = (digest_of(typed(helper.format(part) + judge)) for part in (parts[0], *parts))
+    assert one == again != other
+
+
+@dataclass
+class Setting:
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    weight: float = 1.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a", "b"}, {"a", "c"}),
+        (frozenset("ab"), frozenset("abc")),
+        (b"a", b"b"),
+        (Path("a"), Path("b")),
+        (Setting(1.0), Setting(2.0)),
+        (Slotted(1.0), Slotted(2.0)),
+        ([Setting(1.0)], [Setting(2.0)]),
+        ({"k": ({1},)}, {"k": ({2},)}),
+        (1, 1.0),
+        ("1", 1),
+        (None, "None"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_a_judge_holds_counts(one, other):
+    class Holding:
+        def __init__(self, held):
+            self.held = held
+
+        def __call__(self, prompt, candidates):
+            return [1.0 for _ in candidates]
+
+    def closing_over(held):
+        return lambda prompt, candidates: [held for _ in candidates]
+
+    def known_to(held):
+        return typed("def judge(prompt, candidates):\n    return held\n", held=held)
+
+    for family in (Holding, closing_over, known_to, lambda held: functools.partial(closing_over(held), held)):
+        assert digest_of(family(one)) == digest_of(family(copy.deepcopy(one)))
+        assert digest_of(family(one)) != digest_of(family(other))
+
+
+def test_a_set_s_order_is_nothing():
+    """It differs from one process to the next."""
+    words = [f"word{k}" for k in range(50)]
+    source = "def judge(prompt, candidates):\n    return [c.text in words for c in candidates]\n"
+    assert digest_of(typed(source, words=set(words))) == digest_of(typed(source, words=set(words[::-1])))
+    literal = "def judge(p, cs):\n    return [c.text in {'a', 'b', 'c', 'd', 'e', 'f'} for c in cs]\nprint(digest_of(judge))"
+    code = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_judges import digest_of\n{literal}"
+    assert 1 == len(
+        {
+            subprocess.run(
+                [sys.executable, "-c", code], env=environment(PYTHONHASHSEED=seed), capture_output=True, text=True, check=True
+            ).stdout
+            for seed in ("1", "2", "3")
+        }
+    )
+
+
+@pytest.mark.timeout(60)
+def test_functions_that_call_each_other_and_things_that_hold_themselves_have_a_digest():
+    source = (
+        "def even(k):\n    return k == 0 or odd(k - 1)\n"
+        "def odd(k):\n    return k != 0 and even(k - 1)\n"
+        "held = [1]\nheld.append(held)\nnames = {}\nnames['me'] = names\n"
+        "def judge(prompt, candidates):\n"
+        "    return [even(len(c.text)) for c in candidates] if candidates else judge(held, names)\n"
+    )
+    assert digest_of(typed(source)) == digest_of(typed(source))
+    assert digest_of(typed(source)) != digest_of(typed(source.replace("k != 0", "k != 1")))
 
 
 def test_a_function_or_object_that_refers_to_itself_has_a_digest():

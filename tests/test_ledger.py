@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,10 @@ def test_the_next_body_rebinds_a_key_and_an_answer_ends_a_failure(tmp_path: Path
 
 def test_what_was_awaited_is_committed_before_anything_else_happens(tmp_path: Path) -> None:
     async def work(ledger: Ledger) -> None:
-        with sqlite3.connect(tmp_path / "run.sqlite") as other:
+        with closing(sqlite3.connect(tmp_path / "run.sqlite")) as other:
             for k in range(20):
                 await keep(ledger, [str(k)])
                 assert other.execute("SELECT count(*) FROM answers").fetchone() == (k + 1,)
-        other.close()
 
     using(tmp_path, work)
 
@@ -98,10 +98,9 @@ def test_close_waits_for_what_was_begun(tmp_path: Path) -> None:
         await asyncio.gather(*tasks)
 
     asyncio.run(work(Ledger.open(tmp_path)))
-    ledger = Ledger.read(tmp_path)
-    assert all(ledger.lookup(str(k)) for k in range(300))
-    assert (ledger.spend().prompt_tokens, ledger.spend().completion_tokens) == (5, 7)
-    ledger.close()
+    with closing(Ledger.read(tmp_path)) as ledger:
+        assert all(ledger.lookup(str(k)) for k in range(300))
+        assert (ledger.spend().prompt_tokens, ledger.spend().completion_tokens) == (5, 7)
 
 
 WRITER = """
@@ -130,30 +129,26 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path) -> No
             acknowledged += [int(process.stdout.readline()) for _ in range(lines)]
             os.kill(process.pid, signal.SIGKILL)
             acknowledged += [int(line) for line in process.stdout.read().split("\n")[:-1]]
-    ledger = Ledger.read(tmp_path)
-    for k in acknowledged:
-        found = ledger.lookup(f"k{k}")
-        assert isinstance(found, Stored) and found.body == b"body %d" % k
-    ledger.close()
+    with closing(Ledger.read(tmp_path)) as ledger:
+        for k in acknowledged:
+            found = ledger.lookup(f"k{k}")
+            assert isinstance(found, Stored) and found.body == b"body %d" % k
 
 
 def test_one_owner_at_a_time_readers_any(tmp_path: Path) -> None:
-    first = Ledger.open(tmp_path)
-    with pytest.raises(InputError, match=f"pid {os.getpid()} "):
-        Ledger.open(tmp_path)
-    reader = Ledger.read(tmp_path)
-    assert reader.lookup("a") is None
-    reader.close()
-    first.close()
+    with closing(Ledger.open(tmp_path)):
+        with pytest.raises(InputError, match=f"pid {os.getpid()} "):
+            Ledger.open(tmp_path)
+        with closing(Ledger.read(tmp_path)) as reader:
+            assert reader.lookup("a") is None
     Ledger.open(tmp_path).close()
 
 
 def test_a_refused_owner_does_not_release_the_first(tmp_path: Path) -> None:
-    first = Ledger.open(tmp_path)
-    for _ in range(2):
-        with pytest.raises(InputError, match="another process"):
-            Ledger.open(tmp_path)
-    first.close()
+    with closing(Ledger.open(tmp_path)):
+        for _ in range(2):
+            with pytest.raises(InputError, match="another process"):
+                Ledger.open(tmp_path)
 
 
 def test_records_come_in_input_order_and_up_to_a_limit(tmp_path: Path) -> None:
@@ -218,13 +213,50 @@ def test_spend_adds_up_and_one_unpriced_call_makes_it_unknown(tmp_path: Path) ->
 def test_a_store_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
     async def work(ledger: Ledger) -> None:
         await keep(ledger, ["a"])
-        with sqlite3.connect(tmp_path / "run.sqlite") as other:
+        with closing(sqlite3.connect(tmp_path / "run.sqlite")) as other, other:
             other.execute("DROP TABLE answers")
-        other.close()
         for _ in range(2):
             with pytest.raises(StopRun) as stop:
                 await keep(ledger, ["b"])
             assert stop.value.kind == "disk" and "run.sqlite" in str(stop.value)
+
+    using(tmp_path, work)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda ledger, call: ledger.save_record(10**30, b"r"),
+        lambda ledger, call: keep(ledger, ["x"], role="\ud800"),
+        lambda ledger, call: ledger.begin({"seed": None}, [], plan="p"),  # type: ignore[dict-item]
+        lambda ledger, call: ledger.note_usage(call, 10**30, 1),
+        lambda ledger, call: ledger._commit(lambda db: 1 // 0),
+    ],
+    ids=["ordinal", "surrogate", "null", "usage", "raises"],
+)
+def test_whatever_goes_wrong_in_the_writer_everyone_who_waits_hears_of_it(tmp_path: Path, bad: Callable[..., Any]) -> None:
+    async def work(ledger: Ledger) -> None:
+        call = await keep(ledger, ["a"])
+        waiting = [asyncio.ensure_future(keep(ledger, [f"b{k}"])) for k in range(5)]
+        said = bad(ledger, call)
+        waiting += [] if said is None else [asyncio.ensure_future(said)]
+        for found in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(found, int) or (isinstance(found, StopRun) and found.kind == "disk")
+        with pytest.raises(StopRun, match=r"run\.sqlite") as stop:
+            await keep(ledger, ["c"])
+        assert stop.value.kind == "disk"
+
+    using(tmp_path, work)
+    with closing(Ledger.read(tmp_path)) as ledger:
+        assert isinstance(ledger.lookup("a"), Stored) and ledger.lookup("c") is None
+
+
+@pytest.mark.timeout(60)
+def test_a_failure_s_message_may_hold_half_a_surrogate_pair(tmp_path: Path) -> None:
+    async def work(ledger: Ledger) -> None:
+        await ledger.fail(["a"], "bad_request", "half \ud800 a pair")
+        assert ledger.lookup("a") == Failure("bad_request", "half ? a pair")
 
     using(tmp_path, work)
 
@@ -247,9 +279,8 @@ def test_what_is_no_ledger_is_not_read(tmp_path: Path, content: bytes, words: st
 
 def test_a_newer_schema_is_refused_and_named(tmp_path: Path) -> None:
     Ledger.open(tmp_path).close()
-    with sqlite3.connect(tmp_path / "run.sqlite") as db:
+    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db:
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    db.close()
     for door in (Ledger.read, Ledger.open):
         with pytest.raises(InputError, match=f"schema {SCHEMA_VERSION + 1}"):
             door(tmp_path)
@@ -258,6 +289,15 @@ def test_a_newer_schema_is_refused_and_named(tmp_path: Path) -> None:
 def test_a_file_of_length_zero_is_a_run_that_did_not_begin(tmp_path: Path) -> None:
     (tmp_path / "run.sqlite").touch()
     using(tmp_path, lambda ledger: keep(ledger, ["a"]))
+
+
+def test_a_database_without_tables_is_a_run_that_did_not_begin(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "run.sqlite")) as db:
+        db.execute("PRAGMA journal_mode=WAL")
+    assert (tmp_path / "run.sqlite").read_bytes().startswith(b"SQLite format 3")
+    using(tmp_path, lambda ledger: keep(ledger, ["a"]))
+    with closing(Ledger.read(tmp_path)) as ledger:
+        assert ledger.lookup("a") is not None
 
 
 KEYS = st.sampled_from("abcdef")
@@ -289,6 +329,5 @@ def test_lookups_are_those_of_a_dict_also_after_reopening(tmp_path_factory: pyte
         same(ledger)
 
     using(directory, work)
-    ledger = Ledger.read(directory)
-    same(ledger)
-    ledger.close()
+    with closing(Ledger.read(directory)) as ledger:
+        same(ledger)

@@ -95,6 +95,34 @@ def test_a_candidate_nobody_judged_is_on_neither_side():
     assert (pair.chosen.id, pair.rejected.id) == ("p/0", "p/1")
 
 
+def test_candidates_that_nothing_links_are_not_set_against_each_other():
+    """Strengths of two groups that were never compared say nothing about each other, however sure each group is."""
+    said = [v for i, j in ((0, 1), (1, 2)) for v in (vote(i, j, i), vote(j, i, i))]
+    said.append(Verdict("j", ("p/3", "p/4"), (0.99, 0.01), "probability"))
+    found = record(texts("v", "w", "x", "y", "z"), said)
+    strengths = rank([found], [[f"p/{k}" for k in range(5)]])[0].strengths
+    assert max(strengths) == strengths[3] and min(strengths) == strengths[4]
+    pair, best = select(found), select(found, pairs.best_of_n)
+    assert (pair.chosen.id, pair.rejected.id, best.winner.id) == ("p/0", "p/2", "p/0")
+    assert 0.5 < best.p_win < 1.0
+
+
+@pytest.mark.parametrize(
+    ("said", "linked"),
+    [
+        ([], ""),
+        ([rating(0, 1.0)], ""),
+        ([rating(0, 1.0), rating(1, 2.0, "k")], ""),
+        ([rating(0, 1.0), rating(1, 2.0), failed(2)], "01"),
+        ([vote(0, 1, 0), vote(3, 2, 3), rating(1, 1.0), rating(2, 1.0)], "0123"),
+        ([vote(0, 1, 0), vote(2, 3, None), vote(3, 4, 4), failed(1, 2)], "234"),
+        ([Verdict("j", ("p/4", "p/0", "p/2"), (1.0, 2.0, 3.0)), vote(1, 3, 1)], "024"),
+    ],
+)
+def test_what_is_compared_is_the_largest_linked_group(said, linked):
+    assert pairs.compared(said) == {f"p/{k}" for k in linked}
+
+
 def test_truncated_answers_are_eligible_on_request_only():
     cut, whole = Candidate("p/0", "cut", finish="length"), Candidate("p/1", "whole", finish="stop")
     found = record([cut, whole], [vote(0, 1, 0), vote(1, 0, 0)])

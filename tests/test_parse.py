@@ -117,6 +117,29 @@ def test_probabilities_are_summed_over_the_tokens_that_strip_to_an_option():
     assert (first, second) == (pytest.approx(0.75), pytest.approx(0.25))
 
 
+def test_tokens_spelled_as_in_the_vocabulary_are_options():
+    (first, second), mass = TOKEN.read_token({"\u0120A": 0.5, "\u2581A": 0.1, "\u2581B": 0.1, "\u010aB": 0.1, "x": 0.2})
+    assert (first, second, mass) == (pytest.approx(0.75), pytest.approx(0.25), pytest.approx(0.8))
+    assert TOKEN.lists_all({"\u0120A": 0.5, "\u2581B": 0.1}) and not TOKEN.lists_all({"\u0120A": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("tokens", "first"),
+    [
+        ({"A": 0.5, "x": 0.1}, 5 / 6),
+        ({"A": 0.6, "The": 0.35, "x": 0.05}, 1.0),
+        ({"A": 0.6, "The": 0.3, "x": 0.06}, 0.6 / 0.64),
+        ({"B": 0.8, "x": 0.15}, 0.05 / 0.85),
+        ({"A": 1.0}, 1.0),
+    ],
+)
+def test_an_option_that_is_not_listed_gets_what_it_can_have_at_most(tokens, first):
+    """No more than the least likely token listed, and than what is left."""
+    scores, mass = TOKEN.read_token(tokens)
+    assert scores == (pytest.approx(first), pytest.approx(1.0 - first))
+    assert mass == tokens.get("A", tokens.get("B"))
+
+
 def test_tokens_that_only_resemble_an_option_hold_no_mass():
     (first, _), mass = TOKEN.read_token({"A": 0.2, "AB": 0.3, "a": 0.2, "[[A]]": 0.1, "B": 0.2})
     assert (first, mass) == (pytest.approx(0.5), pytest.approx(0.4))

@@ -18,6 +18,7 @@ import pytest
 import rlaif
 from rlaif.endpoint import Endpoint
 from rlaif.errors import CallFailed, InputError
+from rlaif.ledger import Ledger
 from rlaif.models import Models, chat, gguf, openai, smollm2
 from rlaif.types import Choice, Request
 
@@ -95,10 +96,22 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     wrong.write_bytes(b"not a model")
     with pytest.raises(InputError, match="not a GGUF file"):
         gguf.weights_digest(wrong, tmp_path / "digests.json")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("role", ["policy", "judge"])
+def test_a_broken_model_stops_the_run_and_gives_the_directory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path / "cache"))
     torn = tmp_path / "torn.gguf"
     torn.write_bytes(b"GGUF" + b"\0" * 100)
-    with pytest.raises(InputError, match="cannot load"):
-        rlaif.generate(["Hi"], policy=f"gguf/{torn}", judge="pairwise", out=tmp_path / "run").wait()
+    roles = {"policy": "fake/oracle", "judge_model": "fake/oracle"} | {{"judge": "judge_model"}.get(role, role): f"gguf/{torn}"}
+    for _ in range(2):
+        with pytest.raises(rlaif.StopRun, match="cannot load") as stop:
+            rlaif.generate(["Hi", "Ho"], n=2, out=tmp_path / "run", **roles).wait()  # type: ignore[arg-type]
+        assert stop.value.kind == "model"
+    Ledger.open(tmp_path / "run").close()
 
 
 def test_a_run_with_the_model_as_policy_and_judge(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import importlib.util
 import inspect
 import json
 import math
+import re
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -232,7 +233,7 @@ def _names(code: CodeType) -> set[str]:
 
 def _mark(value: Any, seen: tuple[int, ...]) -> Any:
     """`value` where it is plain, a digest where it is a function, the name of its kind otherwise; once round a circle."""
-    if value is None or isinstance(value, (str, int, float, complex, bool, bytes, PurePath)):
+    if value is None or isinstance(value, (str, int, float, complex, bool, bytes, PurePath, re.Pattern)):
         return repr(value)
     if id(value) in seen:
         return "again"
@@ -247,4 +248,8 @@ def _mark(value: Any, seen: tuple[int, ...]) -> Any:
         return _source_digest(value, seen)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [type(value).__qualname__, _mark(vars(value) if hasattr(value, "__dict__") else repr(value), inside)]
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    wrapped = getattr(value, "__wrapped__", None)  # functools.cache and its like
+    if inspect.isroutine(wrapped):
+        return _source_digest(wrapped, seen)
+    kind = value if isinstance(value, type) or inspect.isbuiltin(value) else type(value)
+    return f"{kind.__module__}.{kind.__qualname__}"
