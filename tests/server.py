@@ -67,8 +67,8 @@ class Behaviour:
     fault_first: int = 0
     """The first so many attempts of every body meet one of `faults`."""
     failure: str = ""
-    """What every request meets that comes after `fail_after` others and holds `fail_when`: a key of `_failures`, bomb, or echo_400
-    and the like, which repeats the request's authorization."""
+    """What every request meets that comes after `fail_after` others and holds `fail_when`: a key of `_failures`, bomb,
+    or echo_400 and the like, which repeats the request's authorization."""
     fail_after: int = 0
     fail_when: str = ""
 

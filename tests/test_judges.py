@@ -523,16 +523,23 @@ def test_a_set_s_order_is_nothing():
     """It differs from one process to the next."""
     words = [f"word{k}" for k in range(50)]
     source = "def judge(prompt, candidates):\n    return [c.text in words for c in candidates]\n"
-    assert digest_of(typed(source, words=set(words))) == digest_of(typed(source, words=set(words[::-1])))
+    assert digest_of(typed(source, words=set(words))) == digest_of(typed(source, words=set(reversed(words))))
     literal = "def judge(p, cs):\n    return [c.text in {'a', 'b', 'c', 'd', 'e', 'f'} for c in cs]\nprint(digest_of(judge))"
     code = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_judges import digest_of\n{literal}"
-    assert 1 == len(
-        {
-            subprocess.run(
-                [sys.executable, "-c", code], env=environment(PYTHONHASHSEED=seed), capture_output=True, text=True, check=True
-            ).stdout
-            for seed in ("1", "2", "3")
-        }
+    assert (
+        len(
+            {
+                subprocess.run(
+                    [sys.executable, "-c", code],
+                    env=environment(PYTHONHASHSEED=seed),
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                ).stdout
+                for seed in ("1", "2", "3")
+            }
+        )
+        == 1
     )
 
 
