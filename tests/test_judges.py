@@ -522,8 +522,9 @@ def test_what_a_judge_holds_counts(one, other):
 def test_a_set_s_order_is_nothing():
     """It differs from one process to the next."""
     words = [f"word{k}" for k in range(50)]
+    backwards = words[::-1]
     source = "def judge(prompt, candidates):\n    return [c.text in words for c in candidates]\n"
-    assert digest_of(typed(source, words=set(words))) == digest_of(typed(source, words=set(reversed(words))))
+    assert digest_of(typed(source, words=set(words))) == digest_of(typed(source, words=set(backwards)))
     literal = "def judge(p, cs):\n    return [c.text in {'a', 'b', 'c', 'd', 'e', 'f'} for c in cs]\nprint(digest_of(judge))"
     code = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_judges import digest_of\n{literal}"
     assert (
