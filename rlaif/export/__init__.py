@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -17,13 +17,13 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     The file appears whole or not at all: it is written beside its place and moved there.
     """
     count = 0
-    with _whole(path) as raw:
-        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else raw)
+    with _whole(path) as raw, ExitStack() as stack:
+        file: IO[bytes] = raw
+        if path.suffix == ".gz":
+            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb", mtime=0)))
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             count += 1
-        if file is not raw:
-            file.close()
     return count
 
 
