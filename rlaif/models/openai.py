@@ -31,6 +31,7 @@ log = logging.getLogger("rlaif")
 
 DEFAULT_URL = "https://api.openai.com/v1"
 _CONNECT_S = 30.0
+_SHORTEST_SECRET = 16
 MAX_BODY_BYTES = 64 * 2**20
 _STOPPED_AFTER_REJECTIONS = 5
 _UNWANTED = ("support", "unrecogni", "unknown", "not allowed", "not permitted", "extra", "only the default")
@@ -240,7 +241,8 @@ class OpenAITransport:
             if "Connect" in type(cause).__name__:  # ConnectError, ConnectTimeout
                 raise TransportError(f"cannot connect: {cause}", reached=False) from None
             raise TransportError(f"the connection broke: {type(cause).__name__}: {cause}", reached=True) from None
-        return Response(response.status_code, dict(response.headers), response.content)
+        payload = _without(self._settings["api_key"], response.status_code, response.content)
+        return Response(response.status_code, dict(response.headers), payload)
 
     async def close(self) -> None:
         """Closes the client."""
@@ -249,8 +251,10 @@ class OpenAITransport:
 
 
 def _without(api_key: str | None, status: int, payload: bytes) -> bytes:
-    """An error's body with the key taken out: some endpoints repeat it, and the message is stored and shown."""
-    return payload if status == 200 or not api_key else payload.replace(api_key.encode(), b"(key)")
+    """The body with the key taken out: some endpoints repeat it in errors, and bodies and messages are stored and shown."""
+    if not api_key or (status == 200 and len(api_key) < _SHORTEST_SECRET):  # a made-up key may be a word of an answer
+        return payload
+    return payload.replace(api_key.encode(), b"(key)")
 
 
 def split_url(rest: str) -> tuple[str, str]:
