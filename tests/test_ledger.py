@@ -289,6 +289,8 @@ def test_a_newer_schema_is_refused_and_named(tmp_path: Path) -> None:
 def test_a_file_of_length_zero_is_a_run_that_did_not_begin(tmp_path: Path) -> None:
     (tmp_path / "run.sqlite").touch()
     using(tmp_path, lambda ledger: keep(ledger, ["a"]))
+    with closing(Ledger.read(tmp_path)) as ledger:
+        assert isinstance(ledger.lookup("a"), Stored)
 
 
 def test_a_database_without_tables_is_a_run_that_did_not_begin(tmp_path: Path) -> None:
