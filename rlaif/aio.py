@@ -16,6 +16,8 @@ _AHEAD = 64
 
 async def all_of(*awaitables: Awaitable[T]) -> list[T]:
     """The results in order. Raises the first error, but only once all have ended: what is in flight is never dropped."""
+    if len(awaitables) == 1:
+        return [await awaitables[0]]
     results = await asyncio.gather(*awaitables, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

@@ -2,31 +2,34 @@
 
 A key is the content of a call: the model's identity, the messages and the sampling settings without n and seed; for
 samples also the prompt's id and the sample's index. The delimiter of a judge's prompt is left out. One response with n
-choices fills n keys.
+choices fills n keys. A budget is asked before each attempt is sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rlaif.aio import all_of
-from rlaif.errors import CallFailed, Unsupported
-from rlaif.keys import digest, seed_of
-from rlaif.ledger import Failure, Ledger
+from rlaif.errors import CallFailed, StopRun, Unsupported
+from rlaif.keys import canonical, feed, seed_of
+from rlaif.ledger import KEY_BYTES, Failure, Ledger
 from rlaif.types import Choice, Model, Reply, Request
 
 
 @dataclass
 class Tally:
-    """Calls of this process: bought by role, and answered by the ledger; and the tokens of those bought."""
+    """Calls of this process: bought by role, answered by the ledger, attempts without an answer; and the tokens bought."""
 
     policy: int = 0
     judge: int = 0
     reused: int = 0
-    tokens: int = 0
+    faults: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
     def bought(self, role: str) -> None:
         """Counts one response that was bought."""
@@ -36,33 +39,40 @@ class Tally:
             self.judge += 1
 
 
-class Client:
-    """A model whose answers are bought once. `role` is policy or judge."""
+def no_budget() -> None:
+    """Where nothing limits what is bought."""
 
-    def __init__(self, model: Model, ledger: Ledger, tally: Tally, *, role: str) -> None:
+
+class Client:
+    """A model whose answers are bought once. `role` is policy or judge; `budget` raises StopRun when it is used up."""
+
+    def __init__(
+        self, model: Model, ledger: Ledger, tally: Tally, *, role: str, budget: Callable[[], object] = no_budget
+    ) -> None:
         self.name, self.identity = model.name, model.identity
         self.constrains, self.window, self.free = model.constrains, model.window, model.free
-        self._model, self._ledger, self._tally, self._role = model, ledger, tally, role
-        self._flying: dict[str, asyncio.Future[Choice]] = {}
+        self.ledger, self.tally, self.role, self.budget, self._model = ledger, tally, role, budget, model
+        self.billed = f"{model.name}@{model.identity['url']}" if "url" in model.identity else model.name
+        self._flying: dict[tuple[int, bytes], asyncio.Future[Choice]] = {}
+        self._prefixes: dict[tuple[Any, ...], hashlib.blake2b] = {}
 
     async def answer(self, request: Request) -> Choice:
-        """The one answer to `request`; equal requests at the same time share one call."""
+        """The one answer to `request`; equal requests for a prompt at the same time share one call."""
         key = self._key(request)
-        if key not in self._flying:
-            self._flying[key] = asyncio.ensure_future(self._answer(key, request))
-            self._flying[key].add_done_callback(lambda task: self._landed(key, task))
-        return await asyncio.shield(self._flying[key])
-
-    async def close(self) -> None:
-        """Breaks off the calls that nobody waits for any more."""
-        for task in self._flying.values():
-            task.cancel()
-        await asyncio.gather(*self._flying.values(), return_exceptions=True)
+        flying = self._flying.get((request.ordinal, key))
+        if flying is not None:
+            return await asyncio.shield(flying)
+        stored = self._stored(request.ordinal, [key])[0].get(0)
+        if stored is None:
+            stored = await self._answer(key, request)
+        if isinstance(stored, CallFailed):
+            raise stored
+        return stored
 
     async def samples(self, request: Request, *, prompt_id: str, n: int, run_seed: int) -> list[Choice | CallFailed]:
         """The first n samples of a prompt, in index order; a failed one is its error. Buys only the missing ones."""
-        keys = [self._key(request, prompt_id, index) for index in range(n)]
-        done, short = self._stored(keys)
+        keys = self._sample_keys(request, prompt_id, n)
+        done, short = self._stored(request.ordinal, keys)
 
         async def buy(indices: Sequence[int]) -> list[int]:
             asked = replace(request, n=len(indices), seed=seed_of(run_seed, prompt_id, indices[0]))
@@ -81,71 +91,138 @@ class Client:
         await all_of(*(buy([index]) for group in (*missing, sorted(short)) for index in group))
         return [done[index] for index in range(n)]
 
-    def _landed(self, key: str, task: asyncio.Future[Choice]) -> None:
-        del self._flying[key]
-        if not task.cancelled():
-            task.exception()  # told to whoever waited; nobody may have
+    async def _answer(self, key: bytes, request: Request) -> Choice:
+        """Buys the answer, and lets others who ask for it meanwhile share it."""
+        flight = request.ordinal, key
+        shared = self._flying[flight] = asyncio.get_running_loop().create_future()
+        try:
+            choice = (await self._buy([key], request)).choices[0]
+        except BaseException as error:
+            shared.set_exception(error if isinstance(error, Exception) else StopRun("interrupted", "the run was broken off"))
+            shared.exception()  # told to whoever shares it; nobody may
+            raise
+        finally:
+            del self._flying[flight]
+        shared.set_result(choice)
+        return choice
 
-    def _key(self, request: Request, *sample: Any) -> str:
-        settings = [request.temperature, request.max_tokens, request.logprobs, list(request.choices)]
-        messages = [m | {"content": m["content"].split(request.mark)} if request.mark else m for m in request.messages]
-        return digest([dict(self.identity), messages, settings, *sample])
+    def _hasher(self, request: Request) -> hashlib.blake2b:
+        """The hash of all but what tells one answer to the request from another."""
+        settings = request.temperature, request.max_tokens, request.logprobs, request.choices
+        if settings not in self._prefixes:
+            begun = hashlib.blake2b(canonical([dict(self.identity), settings]), digest_size=KEY_BYTES)
+            self._prefixes[settings] = begun
+        hasher = self._prefixes[settings].copy()
+        for message in request.messages:
+            if len(message) > 2:
+                hasher.update(canonical({k: v for k, v in message.items() if k not in ("role", "content")}))
+            parts = message["content"].split(request.mark) if request.mark else (message["content"],)
+            feed(hasher, message["role"], *parts)
+        return hasher
 
-    def _stored(self, keys: Sequence[str]) -> tuple[dict[int, Choice | CallFailed], set[int]]:
+    def _key(self, request: Request) -> bytes:
+        return self._hasher(request).digest()
+
+    def _sample_keys(self, request: Request, prompt_id: str, n: int) -> list[bytes]:
+        begun, keys = self._hasher(request), []
+        feed(begun, "sample", prompt_id)
+        for index in range(n):
+            hasher = begun.copy()
+            feed(hasher, str(index))
+            keys.append(hasher.digest())
+        return keys
+
+    def _stored(self, ordinal: int, keys: Sequence[bytes]) -> tuple[dict[int, Choice | CallFailed], set[int]]:
         """What is on file for `keys`, by place; and the places that were asked for in a response that fell short."""
         found: dict[int, Choice | CallFailed] = {}
         short: set[int] = set()
         replies: dict[int, Reply] = {}
         for index, key in enumerate(keys):
-            entry = self._ledger.lookup(key)
+            entry = self.ledger.lookup(ordinal, key)
+            if entry is None:
+                continue
             if isinstance(entry, Failure):
                 found[index] = CallFailed(entry.kind, entry.message)
-            elif entry is not None:
-                if entry.call not in replies:
-                    replies[entry.call] = self._read(None if entry.counted else entry.call, entry.body)
-                choices = replies[entry.call].choices
-                if entry.choice < len(choices):
-                    found[index] = choices[entry.choice]
-                elif choices:
-                    short.add(index)
-        self._tally.reused += sum(1 for reply in replies.values() if reply.choices)
+                continue
+            if entry.call not in replies:
+                replies[entry.call] = self._read(self.ledger.body(entry.call))
+            choices = replies[entry.call].choices
+            if entry.choice < len(choices):
+                found[index] = choices[entry.choice]
+            elif choices:
+                short.add(index)
+        self.tally.reused += sum(1 for call, reply in replies.items() if reply.choices and self.ledger.is_old(ordinal, call))
         return found, short
 
-    def _read(self, call: int | None, body: bytes) -> Reply:
-        """The parsed body, without choices if it is no answer; the tokens of `call` are noted."""
+    def _read(self, body: bytes) -> Reply:
+        """The parsed body, without choices if it is no answer."""
         try:
-            reply = self._model.read(body)
+            return self._model.read(body)
         except CallFailed:
             return Reply(choices=())
-        if call is not None:
-            self._ledger.note_usage(call, reply.prompt_tokens, reply.completion_tokens)
-        return reply
 
-    async def _answer(self, key: str, request: Request) -> Choice:
-        stored = self._stored([key])[0].get(0)
-        if stored is None:
-            stored = (await self._buy([key], request)).choices[0]
-        if isinstance(stored, CallFailed):
-            raise stored
-        return stored
-
-    async def _buy(self, keys: Sequence[str], request: Request) -> Reply:
-        calls: list[int] = []
-
-        async def keep(body: bytes) -> None:
-            calls.append(await self._ledger.keep(keys, body, role=self._role, model=self._model.name, free=self._model.free))
-            self._tally.bought(self._role)
-
+    async def _buy(self, keys: Sequence[bytes], request: Request) -> Reply:
+        purchase = _Purchase(self, keys, request)
         try:
-            body = await self._model.send(request, keep)
+            reply = await self._model.send(request, purchase)
         except Unsupported:
             raise
         except CallFailed as error:
-            await self._ledger.fail(keys, error.kind, str(error))
+            await self.ledger.fail(request.ordinal, keys, error.kind, str(error), role=self.role, model=self.billed)
             raise
-        reply = self._read(calls[-1], body)
-        self._tally.tokens += (reply.prompt_tokens or 0) + (reply.completion_tokens or 0)
+        finally:
+            purchase.leave()
+        self.tally.prompt_tokens += reply.prompt_tokens or 0
+        self.tally.completion_tokens += reply.completion_tokens or 0
         return reply
+
+
+class _Purchase:
+    """The books of one call: attempts of paid models are counted while their end is open."""
+
+    __slots__ = ("_client", "_keys", "_open", "_request")
+
+    def __init__(self, client: Client, keys: Sequence[bytes], request: Request) -> None:
+        self._client, self._keys, self._request, self._open = client, keys, request, False
+
+    def begin(self) -> None:
+        client = self._client
+        client.budget()
+        if not client.free:
+            client.ledger.sent()
+            self._open = True
+
+    async def keep(self, body: bytes) -> None:
+        client = self._client
+        kept = await client.ledger.keep(
+            self._request.ordinal,
+            self._keys,
+            body,
+            role=client.role,
+            model=client.billed,
+            free=client.free,
+            asked_tokens=self._request.characters // 4,
+        )
+        if kept:
+            client.tally.bought(client.role)
+        else:
+            client.tally.faults += 1
+        self._end()
+
+    async def fault(self, kind: str, status: int | None, body: bytes) -> None:
+        client = self._client
+        client.tally.faults += 1
+        await client.ledger.fault(self._request.ordinal, kind, status, body, role=client.role, model=client.billed)
+        self._end()
+
+    def leave(self) -> None:
+        """What is still open now was broken off: it stays counted as sent."""
+        self._open = False
+
+    def _end(self) -> None:
+        if self._open:
+            self._client.ledger.ended()
+            self._open = False
 
 
 def _runs(indices: Sequence[int], longest: int) -> list[list[int]]:

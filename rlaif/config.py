@@ -70,6 +70,13 @@ class RunConfig(BaseModel):
     extra_body: Annotated[dict[str, Any], AfterValidator(_is_json)] = {}
     concurrency: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=600.0, gt=0.0, allow_inf_nan=False)
+    judge_timeout_s: float = Field(default=300.0, gt=0.0, allow_inf_nan=False)
+    max_wait_s: float = Field(default=900.0, ge=0.0, allow_inf_nan=False)
+    rpm: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    tpm: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    budget_usd: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    budget_tokens: int | None = Field(default=None, ge=1)
+    prices: str | None = None
     transport: Literal["aiohttp", "openai"] = "aiohttp"
     retry_failed: bool = False
 

@@ -35,8 +35,8 @@ Row = tuple[str, Mapping[str, Any]]
 def read_prompts(source: str | Iterable[Any], *, system: str | None = None, limit: int | None = None) -> Iterator[Prompt]:
     """The prompts of a file, a dataset or Python values, in order. Raises InputError at the first wrong row."""
     ids = _Ids()
-    for where, row in islice(_rows(source), limit):
-        yield _prompt(where, row, ids, system)
+    for ordinal, (where, row) in enumerate(islice(_rows(source), limit)):
+        yield __import__("dataclasses").replace(_prompt(where, row, ids, system), ordinal=ordinal)
     if not ids.used:
         raise InputError(f"{_shown(source)} holds no prompts")
 
@@ -46,15 +46,23 @@ def read_candidates(
 ) -> Iterator[tuple[Prompt, list[Candidate]]]:
     """Prompts with answers that already exist, in order. Raises InputError at the first wrong row."""
     ids = _Ids()
-    for where, row in islice(_rows(source), limit):
+    for ordinal, (where, row) in enumerate(islice(_rows(source), limit)):
         given = row.get("candidates")
         if not isinstance(given, list):
             raise InputError(f"{where}: `candidates` must be a list, got {_kind(given)}")
         rest = {k: v for k, v in row.items() if k != "candidates"}
-        prompt = _prompt(where, rest, ids, system)
+        prompt = __import__("dataclasses").replace(_prompt(where, rest, ids, system), ordinal=ordinal)
         yield prompt, [_candidate(where, prompt.id, k, item) for k, item in enumerate(given)]
     if not ids.used:
         raise InputError(f"{_shown(source)} holds no candidates")
+
+
+def file_of(source: str | Iterable[Any]) -> Path | None:
+    """The one file that holds the rows of `source`, None where there is no such file."""
+    if not isinstance(source, (str, Path)):
+        return None
+    path = example(str(source))
+    return path if path.is_file() else None
 
 
 class _Ids:

@@ -1,14 +1,14 @@
 """Prompts in, records out, as they finish.
 
-A prompt's own work is sampling, then judging; different prompts overlap, at most `window` of them. The first judgement of
-a prompt goes ahead of its others, so that these find the shared prefix in the endpoint's cache. When the run has to stop,
-nothing new begins, what is in flight ends and is stored, and StopRun is raised at the end.
+A prompt's own work is sampling, then judging; different prompts overlap, at most `window` of them: no prompt waits for
+another. The first judgement of a prompt goes ahead of its others, so that these find the shared prefix in the endpoint's
+cache. When the run has to stop, nothing new begins, what is in flight ends and is stored, and StopRun is raised at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
 from rlaif import pairs
 from rlaif.aio import all_of
@@ -16,60 +16,65 @@ from rlaif.errors import StopRun
 from rlaif.ranking import schedule
 from rlaif.types import Candidate, Judge, Prompt, Propose, Record, Verdict
 
+Stopping = Callable[[], StopRun | None]
+
 
 async def run(
-    prompts: Iterable[tuple[int, Prompt]],
+    prompts: Iterable[Prompt],
     propose: Propose,
     judges: Sequence[Judge],
     *,
     window: int,
     allow_truncated: bool,
-    stopping: Callable[[], StopRun | None] = lambda: None,
+    save: Callable[[Record], Awaitable[None]],
+    stopping: Stopping = lambda: None,
 ) -> AsyncGenerator[Record, None]:
-    """Yields each prompt's record when it is finished, in no fixed order. Raises StopRun.
+    """Yields each prompt's record when it is finished and saved, in no fixed order. Raises StopRun.
 
-    `stopping` is asked before a prompt or a judgement begins; the reason that it gives ends the run.
+    `stopping` is asked before a prompt or a judgement begins; the reason that it gives ends the run. At most `window` records
+    wait for the reader; then the work waits too.
     """
     waiting = iter(prompts)
-    running: set[asyncio.Task[Record]] = set()
-    stop: BaseException | None = None
+    finished: asyncio.Queue[Record | None] = asyncio.Queue(window)
+    stop: list[BaseException] = []
 
-    def start() -> bool:
-        item = next(waiting, None)
-        if item is not None:
-            running.add(asyncio.ensure_future(_record(*item, propose, judges, allow_truncated, stopping)))
-        return item is not None
+    async def work() -> None:
+        """One place of the window: a prompt after another."""
+        try:
+            while not stop:
+                reason = stopping()
+                if reason is not None:
+                    raise reason
+                prompt = next(waiting, None)
+                if prompt is None:
+                    return
+                record = await _record(prompt, propose, judges, allow_truncated, stopping)
+                await save(record)
+                await finished.put(record)
+        except Exception as error:  # the first one ends the run; a bug counts for more than a reason to stop
+            if not stop or not isinstance(error, StopRun):
+                stop.insert(0, error)
 
+    places = [asyncio.ensure_future(work()) for _ in range(window)]
+    ended = asyncio.ensure_future(_after(places, finished))
     try:
-        while True:
-            stop = stop or stopping()
-            while stop is None and len(running) < window and start():
-                pass
-            if not running:
-                break
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            running -= done
-            for task in done:
-                error = task.exception()
-                if error is None:
-                    yield task.result()
-                elif stop is None or not isinstance(error, StopRun):
-                    stop = error
-        if stop is not None:
-            raise stop
+        while (record := await finished.get()) is not None:
+            yield record
+        if stop:
+            raise stop[0]
     finally:
-        for task in running:
+        for task in (*places, ended):
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await asyncio.gather(*places, ended, return_exceptions=True)
+
+
+async def _after(places: Sequence[asyncio.Future[None]], finished: asyncio.Queue[Record | None]) -> None:
+    await asyncio.gather(*places, return_exceptions=True)
+    await finished.put(None)
 
 
 async def _record(
-    ordinal: int,
-    prompt: Prompt,
-    propose: Propose,
-    judges: Sequence[Judge],
-    allow_truncated: bool,
-    stopping: Callable[[], StopRun | None],
+    prompt: Prompt, propose: Propose, judges: Sequence[Judge], allow_truncated: bool, stopping: Stopping
 ) -> Record:
     candidates = await propose(prompt)
     shown = pairs.eligible(candidates, allow_truncated=allow_truncated)
@@ -77,12 +82,10 @@ async def _record(
     if len(shown) >= 2:
         for said in await all_of(*(_verdicts(prompt, shown, judge, stopping) for judge in judges)):
             verdicts.extend(said)
-    return Record(ordinal, prompt, tuple(candidates), tuple(verdicts))
+    return Record(prompt, tuple(candidates), tuple(verdicts))
 
 
-async def _verdicts(
-    prompt: Prompt, candidates: Sequence[Candidate], judge: Judge, stopping: Callable[[], StopRun | None]
-) -> list[Verdict]:
+async def _verdicts(prompt: Prompt, candidates: Sequence[Candidate], judge: Judge, stopping: Stopping) -> list[Verdict]:
     async def ask(group: Sequence[int]) -> Verdict:
         reason = stopping()
         if reason is not None:
@@ -90,4 +93,4 @@ async def _verdicts(
         return await judge(prompt, [candidates[k] for k in group], candidates)
 
     first, *others = schedule.groups(len(candidates), judge.arity)
-    return [await ask(first), *await all_of(*(ask(group) for group in others))]
+    return [await ask(first), *(await all_of(*(ask(group) for group in others)) if others else [])]

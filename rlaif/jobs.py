@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
+import os
+import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
@@ -15,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import data, engine, records, results
+from rlaif import engine, records, results
 from rlaif.aio import iterate
 from rlaif.calls import Client, Tally
 from rlaif.config import RunConfig
@@ -26,15 +29,16 @@ from rlaif.judges.code import CodeJudge, JudgeFunction
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.models import Models
+from rlaif.prices import Budget, Prices
 from rlaif.ranking import schedule
 from rlaif.sampling import Given, Sampler
-from rlaif.types import Candidate, Judge, PreferencePair, Prompt, Propose, Record
+from rlaif.source import Source, changes
+from rlaif.types import Judge, PreferencePair, Prompt, Propose, Record
 
 if TYPE_CHECKING:
     import datasets
 
-
-_SHOWN = 120
+log = logging.getLogger("rlaif")
 
 
 @dataclass
@@ -43,23 +47,23 @@ class Progress:
 
     prompts: int = 0
     done: int = 0
+    failed: int = 0
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a run works with: `window` prompts at once keep it busy; `free` says that no model costs money."""
+    """What a run works with: `window` prompts at once keep it busy."""
 
     policies: list[Client]
     judges: list[Judge]
     clients: list[Client]
     window: int
-    free: bool
 
 
 class Run:
-    """One command on one run directory. Iterate it, sync or async, for records as they finish; once only.
+    """One command on one run directory. Iterate it, sync or async, for records: those on file, then others as they finish.
 
     `summary` is there when it has ended. Raises InputError before anything is spent, StopRun when it has to stop.
     """
@@ -69,15 +73,19 @@ class Run:
         config: RunConfig,
         *,
         source: str | Path | Iterable[Any] | None = None,
-        judges: Sequence[str | JudgeFunction] | None = None,
+        judges: Sequence[str | JudgeFunction | JudgePlan] | None = None,
     ) -> None:
         self.config, self.progress = config, Progress()
         self.summary: dict[str, Any] | None = None
         self._interrupted: StopRun | None = None
         self._stopped: StopRun | None = None
         self._stop_calls: Callable[[StopRun], object] | None = None
-        self._source: str | list[Any] = config.prompts if source is None or isinstance(source, (str, Path)) else list(source)
-        self._judges: list[str | JudgeFunction] = list(judges if judges is not None else config.judge)
+        self._source = Source(config, source)
+        self._judges: list[str | JudgeFunction | JudgePlan] = list(judges if judges is not None else config.judge)
+        self._budget: Budget | None = None
+        self._ledger: Ledger | None = None
+        self._models: Models | None = None
+        self._maybe_lost = 0
 
     def interrupt(self) -> None:
         """Lets what is in flight end and be stored, then stops with StopRun("interrupted"). May be called in any thread."""
@@ -94,7 +102,7 @@ class Run:
         return iterate(self.__aiter__)
 
     def __aiter__(self) -> AsyncGenerator[Record, None]:
-        return self._execute()
+        return self._execute(stored=True)
 
     def pairs(self) -> Iterator[PreferencePair]:
         """Preference pairs as their prompts finish, each from its own prompt's verdicts.
@@ -109,7 +117,7 @@ class Run:
     def wait(self) -> dict[str, Any]:
         """Runs to the end if it has not, and returns the summary. Raises StopRun, also if the run was stopped before."""
         if self.summary is None:
-            for _ in self:
+            for _ in iterate(self._quietly):
                 pass
         if self._stopped is not None:
             raise self._stopped
@@ -130,7 +138,9 @@ class Run:
         """
         config = self.config
         models, plans = self._open()
-        sizes = [len(given) if config.command == "judge" else config.n * len(config.policy) for _, given in self._read()]
+        sizes = [
+            len(given) if config.command == "judge" else config.n * len(config.policy) for _, given in self._source.read()
+        ]
         clients = [models.open(name) for name in config.policy]
         return {
             "prompts": len(sizes),
@@ -139,14 +149,50 @@ class Run:
             "judges": len(plans),
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """Where the run stands at this moment, for a display (`live.Snapshot`). May be called in any thread."""
+        progress, tally, budget, models = self.progress, self.progress.tally, self._budget, self._models
+        endpoints = models.states() if models is not None else []
+        reason = self._stopped or self._interrupted
+        running = "stopping" if reason else "running"
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": time.time(),
+            "state": running if self.summary is None else "stopped" if self._stopped else "done",
+            "reason": str(reason) if reason else None,
+            "prompts": progress.prompts,
+            "done": progress.done,
+            "failed": progress.failed,
+            "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused, "faults": tally.faults},
+            "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
+            "cost_usd": budget.spent().cost_usd if budget is not None else None,
+            "budget_usd": self.config.budget_usd,
+            "wall_s": time.monotonic() - progress.started,
+            "in_flight": sum(int(endpoint["in_flight"]) for endpoint in endpoints),
+            "maybe_lost": self._maybe_lost,
+            "endpoints": endpoints,
+        }
+
     def _open(self) -> tuple[Models, list[JudgePlan]]:
         """The models and judges of the configuration, known to be usable. Raises InputError."""
         config = self.config
-        plans = [resolve(j, model=self._judge_model(), constitution=config.constitution) for j in self._judges]
+        plans = [
+            judge
+            if isinstance(judge, JudgePlan)
+            else resolve(judge, model=self._judge_model(), constitution=config.constitution, timeout_s=config.judge_timeout_s)
+            for judge in self._judges
+        ]
         if not plans:
             raise InputError("no judge: give --judge")
         models = Models(
-            concurrency=config.concurrency, timeout_s=config.timeout_s, transport=config.transport, extra_body=config.extra_body
+            concurrency=config.concurrency,
+            timeout_s=config.timeout_s,
+            transport=config.transport,
+            extra_body=config.extra_body,
+            rpm=config.rpm,
+            tpm=config.tpm,
+            max_wait_s=config.max_wait_s,
         )
         for name in [*config.policy, *(plan.model for plan in plans if plan.model)]:
             models.open(name)
@@ -155,11 +201,18 @@ class Run:
             raise InputError("the same policy is named twice: raise -n for more samples of it")
         return models, plans
 
-    async def _execute(self) -> AsyncGenerator[Record, None]:
+    async def _quietly(self) -> AsyncGenerator[Record, None]:
+        """Runs to the end without a record."""
+        async with aclosing(self._execute(stored=False)) as work:
+            async for _ in work:
+                pass
+        for nothing in ():
+            yield nothing
+
+    async def _execute(self, *, stored: bool) -> AsyncGenerator[Record, None]:
         config = self.config
-        seen = [(ordinal, prompt.id, _marks(prompt, candidates)) for ordinal, (prompt, candidates) in enumerate(self._read())]
-        self.progress.prompts = len(seen)
         models, plans = self._open()
+        prices = Prices(config.prices)
         loop = asyncio.get_running_loop()
         ledger = Ledger.open(self.directory)
         parts: _Parts | None = None
@@ -170,66 +223,106 @@ class Run:
                 if isinstance(judge, CodeJudge):
                     judge.stop(reason)
 
-        self._stop_calls = lambda reason: loop.call_soon_threadsafe(stop, reason)
+        self._stop_calls = ledger.on_trouble = lambda reason: loop.call_soon_threadsafe(stop, reason)
+        self._models = models
         try:
+            self._budget = Budget(
+                ledger.spend, prices.of_model, usd=config.budget_usd, tokens=config.budget_tokens, where=str(self.directory)
+            )
             facts = self._facts([dict(models.open(name).identity) for name in config.policy])
-            _check_unchanged(ledger, facts, seen, limited=config.limit is not None)
+            _check_settings(ledger, facts)
             parts = self._compose(ledger, models, plans)
-            plan = digest([[judge.digest for judge in parts.judges], config.n, config.allow_truncated])
-            stored = {name: json.dumps(value) for name, value in facts.items()}
-            await ledger.begin(stored | {"config": config.to_yaml()}, seen, plan=plan, forget_failures=config.retry_failed)
+            self._budget.check_prices(client.billed for client in parts.clients if not client.free)
+            await self._begin(ledger, parts, facts)
             write_whole(self.directory / "config.yaml", config.to_yaml().encode())
-            async with aclosing(self._work(ledger, parts)) as work:
+            async with aclosing(self._work(ledger, parts, stored=stored)) as work:
                 async for record in work:
                     yield record
         finally:
             self._stop_calls = None
             try:
-                for client in parts.clients if parts else ():
-                    await client.close()
                 await models.close()
             finally:
                 ledger.close()
 
+    async def _begin(self, ledger: Ledger, parts: _Parts, facts: dict[str, Any]) -> None:
+        """Puts the prompts into the ledger, where they are not there yet, and says what an earlier process left."""
+        config, progress = self.config, self.progress
+        if ledger.died_with:
+            log.warning(
+                "the earlier process died with %d calls in flight: at most so many may have been billed and lost", ledger.died_with
+            )
+        fingerprint = await asyncio.to_thread(self._source.fingerprint)
+        same = fingerprint is not None and fingerprint == ledger.meta("source")
+        plan = digest([[judge.digest for judge in parts.judges], config.n, config.allow_truncated])
+        stored = {name: json.dumps(value) for name, value in facts.items()}
+        await ledger.begin(
+            stored | {"config": config.to_yaml(), "source": fingerprint or ""},
+            None if same else self._source.rows,
+            plan=plan,
+            changed=self._source.changed,
+            forget_failures=config.retry_failed,
+        )
+        self._maybe_lost = ledger.maybe_lost()
+        progress.prompts = ledger.prompts() if config.limit is None else min(config.limit, ledger.prompts())
+        progress.done, progress.tally.reused = ledger.finished(config.limit)
+
     def _compose(self, ledger: Ledger, models: Models, plans: Sequence[JudgePlan]) -> _Parts:
-        tally = self.progress.tally
-        policies = [Client(models.open(name), ledger, tally, role="policy") for name in self.config.policy]
-        drivers = {p.model: Client(models.open(p.model), ledger, tally, role="judge") for p in plans if p.model}
+        tally, budget = self.progress.tally, self._budget
+        assert budget is not None
+        policies = [Client(models.open(name), ledger, tally, role="policy", budget=budget) for name in self.config.policy]
+        drivers = {
+            p.model: Client(models.open(p.model), ledger, tally, role="judge", budget=budget) for p in plans if p.model
+        }
         judges = [p.build(drivers[p.model] if p.model else None, ledger, tally) for p in plans]
         _name_apart(judges)
         clients = [*policies, *drivers.values()]
-        return _Parts(
-            policies,
-            judges,
-            clients,
-            window=max((client.window for client in clients), default=self.config.concurrency),
-            free=all(client.free for client in clients),
-        )
+        window = max((client.window for client in clients), default=self.config.concurrency)
+        return _Parts(policies, judges, clients, window)
 
-    async def _work(self, ledger: Ledger, parts: _Parts) -> AsyncGenerator[Record, None]:
+    async def _work(self, ledger: Ledger, parts: _Parts, *, stored: bool) -> AsyncGenerator[Record, None]:
         config, given = self.config, Given()
         propose: Propose = given
-        prompts: Iterator[tuple[int, Prompt]] = enumerate(given.put(*row) for row in self._read())
         if config.command != "judge":
             propose = Sampler(
                 parts.policies, n=config.n, temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed
             )
-            prompts = enumerate(prompt for prompt, _ in self._read())
-        finished = engine.run(
-            prompts,
+
+        def prompts() -> Iterator[Prompt]:
+            for row in ledger.unfinished(config.limit):
+                prompt, candidates = records.load_prompt(row.ordinal, row.id, row.body)
+                yield given.put(prompt, candidates) if config.command == "judge" else prompt
+
+        async def save(record: Record) -> None:
+            await ledger.save_record(record.ordinal, records.dump(record))
+            self.progress.done += 1
+            self.progress.failed += any(c.error for c in record.candidates) or any(v.error for v in record.verdicts)
+
+        on_file = ledger.finished_now(config.limit) if stored else None
+        new = engine.run(
+            prompts(),
             propose,
             parts.judges,
             window=parts.window,
             allow_truncated=config.allow_truncated,
+            save=save,
             stopping=lambda: self._interrupted,
         )
         stopped: StopRun | None = None
         try:
-            async with aclosing(finished):
-                async for record in finished:
-                    await ledger.save_record(record.ordinal, records.dump(record))
-                    self.progress.done += 1
+            async with aclosing(new):
+                ahead = asyncio.ensure_future(anext(new, None))  # the work begins while what is on file is read
+                try:
+                    for ordinal, name, prompt, body in on_file() if on_file is not None else ():
+                        yield records.load(records.load_prompt(ordinal, name, prompt)[0], body)
+                        await asyncio.sleep(0)
+                    record = await ahead
+                finally:
+                    ahead.cancel()
+                    await asyncio.gather(ahead, return_exceptions=True)
+                while record is not None:
                     yield record
+                    record = await anext(new, None)
         except StopRun as error:
             stopped = error
             if error.kind == "config":
@@ -244,9 +337,13 @@ class Run:
 
     def _finish(self, ledger: Ledger, parts: _Parts, stopped: StopRun | None) -> dict[str, Any]:
         """Writes the export (of a run that was not stopped) and summary.json; returns the summary."""
-        tally = self.progress.tally
-        summary = results.finish(ledger, self.config, write=stopped is None, free=parts.free) | {
+        tally, budget = self.progress.tally, self._budget
+        assert budget is not None
+        self._maybe_lost = ledger.maybe_lost()
+        summary = results.finish(ledger, self.config, write=stopped is None, spend=_spend(budget)) | {
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
+            "faults": ledger.faults(),
+            "maybe_lost": self._maybe_lost,
             "judges": [judge.name for judge in parts.judges],
             "wall_s": round(time.monotonic() - self.progress.started, 3),
             "state": "done" if stopped is None else "stopped",
@@ -256,12 +353,6 @@ class Run:
             summary["unfinished"] = self.progress.prompts - summary["prompts"]
         results.write_summary(self.directory, summary)
         return summary
-
-    def _read(self) -> Iterator[tuple[Prompt, list[Candidate]]]:
-        config = self.config
-        if config.command == "judge":
-            return data.read_candidates(self._source, system=config.system, limit=config.limit)
-        return ((p, []) for p in data.read_prompts(self._source, system=config.system, limit=config.limit))
 
     def _judge_model(self) -> str | None:
         return self.config.judge_model or next(iter(self.config.policy), None)
@@ -292,51 +383,30 @@ def _name_apart(judges: Sequence[Judge]) -> None:
         seen.add(judge.name)
 
 
-def _marks(prompt: Prompt, candidates: Sequence[Candidate]) -> str:
-    """What an input row was, part by part, as the ledger remembers it: digests and the beginning of the text."""
-    given = [[c.text, c.model, c.score] for c in candidates]
-    parts = {"messages": list(prompt.messages), "reference": prompt.reference, "candidates": given}
-    return json.dumps(
-        {"id": prompt.id, "text": prompt.text[:_SHOWN], **{name: digest(part, 8) for name, part in parts.items()}},
-        ensure_ascii=False,
-    )
+def _spend(budget: Budget) -> dict[str, Any]:
+    """What the directory's calls have used, for the summary: None if there are calls and none says what it used."""
+    spent, rows = budget.spent(), budget.rows()
+    calls = sum(row.calls for row in rows)
+    counted = calls == 0 or spent.uncounted < calls
+    tokens = {
+        "prompt": spent.prompt_tokens if counted else None,
+        "completion": spent.completion_tokens if counted else None,
+    }
+    if spent.uncounted:
+        tokens["calls_without_a_count"] = spent.uncounted
+    summary: dict[str, Any] = {"tokens": tokens, "cost_usd": spent.cost_usd}
+    if spent.cost_usd is None and spent.cost_usd_guessed is not None:
+        summary["cost_usd_guessed"] = spent.cost_usd_guessed
+    return summary
 
 
-def _check_unchanged(ledger: Ledger, facts: dict[str, Any], seen: Sequence[tuple[int, str, str]], *, limited: bool) -> None:
+def _check_settings(ledger: Ledger, facts: dict[str, Any]) -> None:
     """Raises InputError with the difference if the directory's earlier run cannot be continued by this one."""
-    where = str(ledger.directory)
     for name, value in facts.items():
         text = ledger.meta(name)
         before = value if text is None else json.loads(text)
         if before != value:
-            changes = "; ".join(_changes(name, before, value))
-            raise InputError(f"{where!r} was made with other settings: {changes}. Set it back or choose another directory")
-    for ordinal, name, mark in ledger.prompts():
-        if ordinal >= len(seen):
-            if not limited:
-                raise InputError(f"prompt {ordinal + 1} ({name!r}) of the earlier run is gone from the input; put it back")
-            return
-        if seen[ordinal][2] != mark:
-            changes = "; ".join(_changes("", json.loads(mark), json.loads(seen[ordinal][2])))
+            differences = "; ".join(changes(name, before, value))
             raise InputError(
-                f"prompt {ordinal + 1} ({name!r}) has changed since the earlier run in {where!r}: {changes}."
-                " Add new prompts at the end, or choose another directory"
+                f"{str(ledger.directory)!r} was made with other settings: {differences}. Set it back or choose another directory"
             )
-
-
-def _changes(name: str, before: Any, now: Any) -> Iterator[str]:
-    """Where two JSON values differ, in words; digests are not shown."""
-    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
-        for key in before:
-            yield from _changes(f"{name} {key}".strip(), before[key], now[key])
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for place, (one, other) in enumerate(zip(before, now, strict=True), 1):
-            yield from _changes(f"{name} {place}" if len(now) > 1 else name, one, other)
-    elif before != now:
-        hidden = name in ("messages", "reference", "candidates")
-        yield f"{name} changed" if hidden else f"{name} was {_short(before)}, now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 300 else text[:300] + "..."

@@ -20,6 +20,14 @@ def digest(value: Any, size: int = 16) -> str:
     return hashlib.blake2b(canonical(value), digest_size=size).hexdigest()
 
 
+def feed(hasher: hashlib.blake2b, *texts: str) -> None:
+    """Adds texts to a hash so that no two lists of texts look alike."""
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        hasher.update(b"%d:" % len(raw))
+        hasher.update(raw)
+
+
 def seed_of(*parts: Any) -> int:
     """A 31-bit seed hashed from `parts`; endpoints differ on wider ones."""
     return int(digest(list(parts), 4), 16) & 0x7FFFFFFF

@@ -2,55 +2,74 @@
 
 A response body is committed before anybody parses it, and bound to the keys it was bought for: the i-th choice answers
 the i-th key. A key whose body turns out to hold no such choice counts as unanswered and is bound again by the next body.
+What a prompt has bought stands together and is read at once when the prompt's turn comes (its *shelf*).
 One thread writes, in group commits off the event loop; a caller's await returns after its commit (WAL, synchronous=FULL).
 One process at a time owns a run directory: a kernel lock on `run.lock`, held for life.
+
+A disk that is full or fails stops the sending first; then the reserve (a file kept for this) makes room for what is still
+in flight. Every row carries a checksum, so that damage is found when it is read.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
+import logging
 import queue
-import socket
 import sqlite3
 import threading
 import time
 import zlib
+from array import array
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rlaif.errors import InputError, StopRun
+from rlaif.prices import SpendRow, Usage, guess_tokens, is_completion, usage_of
+from rlaif.rundir import RunDirectory
 
-SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x726C6166  # "rlaf"
-_SCHEMA = """
+log = logging.getLogger("rlaif")
+
+SCHEMA_VERSION = 2
+APPLICATION_ID = 0x726C6166  # "rlaf"
+SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE prompts (ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL, digest TEXT NOT NULL);
-CREATE TABLE calls (id INTEGER PRIMARY KEY, role TEXT NOT NULL, model TEXT NOT NULL, kept_at REAL NOT NULL,
-                    prompt_tokens INTEGER, completion_tokens INTEGER, free INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE TABLE answers (key TEXT PRIMARY KEY, call INTEGER, choice INTEGER, kind TEXT, message TEXT) WITHOUT ROWID;
-CREATE TABLE records (ordinal INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE prompts (ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE calls (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT NOT NULL, model TEXT NOT NULL,
+                    kept_at REAL NOT NULL, kind TEXT, keys BLOB NOT NULL, prompt_tokens INTEGER, cached_tokens INTEGER,
+                    completion_tokens INTEGER, body BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE INDEX calls_of ON calls(ordinal);
+CREATE INDEX failed ON calls(ordinal) WHERE kind IS NOT NULL;
+CREATE TABLE faults (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT NOT NULL, model TEXT NOT NULL,
+                     at REAL NOT NULL, kind TEXT NOT NULL, status INTEGER, body BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE TABLE spend (model TEXT NOT NULL, role TEXT NOT NULL, free INTEGER NOT NULL, calls INTEGER NOT NULL,
+                    uncounted INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
+                    completion_tokens INTEGER NOT NULL, guessed_prompt_tokens INTEGER NOT NULL,
+                    guessed_completion_tokens INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
+CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
+CREATE INDEX finished ON records(ordinal, calls);
 """
-_GROUP = 512
+_GROUP, _BATCH = 512, 256
+_LEVEL = 1
+KEY_BYTES = 16
+_DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
+_MAYBE_BILLED = ("broken", "timeout", "bad_body")
+_RECORD = "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)"
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An answer on file: the response it came in, which of its choices it is, and whether its tokens are noted."""
+    """An answer on file: the response it came in, and which of its choices it is."""
 
     call: int
     choice: int
-    counted: bool
-    packed: bytes
-
-    @property
-    def body(self) -> bytes:
-        """The response as it was received."""
-        return zlib.decompress(self.packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,52 +80,60 @@ class Failure:
     message: str
 
 
+@dataclass(slots=True)
+class _Shelf:
+    """What one prompt has on file, by key; `old` are the responses of earlier processes, `used` those asked for."""
+
+    answers: dict[bytes, Stored | Failure] = field(default_factory=dict)
+    old: set[int] = field(default_factory=set)
+    used: set[int] = field(default_factory=set)
+
+
 @dataclass(frozen=True, slots=True)
-class Spend:
-    """What the directory's calls have used, as far as they said: None if there are calls and none did.
+class PromptRow:
+    """A prompt as it is stored; `body` is what `records.dump_prompt` wrote."""
 
-    `unpriced` says that a call's price is unknown, `uncounted` how many calls did not say what they used.
-    """
-
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    unpriced: bool
-    uncounted: int
-
-
-Work = Callable[[sqlite3.Connection], Any]
+    ordinal: int
+    id: str
+    body: bytes
 
 
 class Ledger:
-    """The store of one run directory. Close it to give the directory back."""
+    """The store of one run directory. Close it to give the directory back.
 
-    def __init__(self, directory: Path, lock: int | None) -> None:
+    `on_trouble` is called, in the writer's thread, when the disk fails: sending has to stop.
+    """
+
+    def __init__(self, directory: Path, owned: RunDirectory | None) -> None:
         self.directory = directory
-        self._lock = lock
+        self.on_trouble: Callable[[StopRun], object] = lambda reason: None
+        self._owned = owned
         self._reader = _connect(directory / "run.sqlite", write=False)
+        self._shelves: dict[int, _Shelf] = {}
         self._queue: queue.SimpleQueue[tuple[Work, asyncio.Future[Any] | None] | None] = queue.SimpleQueue()
-        self._broken: str | None = None
+        self._trouble: StopRun | None = None
+        self._broken: StopRun | None = None
         self._closed = False
+        self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
+        self._last_call = self._number("SELECT max(id) FROM calls", 0)
+        self._spend = {(row.model, row.role): row for row in self._spend_rows()}
         self._writer: threading.Thread | None = None
-        if lock is not None:
+        if owned is not None:
             self._writer = threading.Thread(target=self._write, name="rlaif-ledger", daemon=True)
             self._writer.start()
 
     @classmethod
     def open(cls, directory: Path) -> Ledger:
         """Owns `directory` for writing, creating what is missing. Raises InputError if it cannot be had."""
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = _take_lock(directory)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"cannot write to the run directory {str(directory)!r}: {reason}") from None
+        owned = RunDirectory.take(directory)
         try:
             _prepare(directory / "run.sqlite")
-            return cls(directory, lock)
+            with _damage(directory):
+                ledger = cls(directory, owned)
         except BaseException:
-            os.close(lock)
+            owned.give_back()
             raise
+        return ledger
 
     @classmethod
     def read(cls, directory: Path) -> Ledger:
@@ -115,7 +142,8 @@ class Ledger:
         if not path.is_file():
             raise InputError(f"{str(directory)!r} is not a run directory: it has no run.sqlite")
         _check_version(path)
-        return cls(directory, None)
+        with _damage(directory):
+            return cls(directory, None)
 
     def close(self) -> None:
         """Waits for pending commits and releases the directory."""
@@ -124,41 +152,106 @@ class Ledger:
             self._queue.put(None)
             self._writer.join()
         self._reader.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._owned is not None:
+            self._owned.give_back()
+            self._owned = None
 
     # Reading
 
-    def lookup(self, key: str) -> Stored | Failure | None:
-        """What is on file for `key`."""
-        row = self._reader.execute(
-            "SELECT a.call, a.choice, a.kind, a.message, c.prompt_tokens, c.body"
-            " FROM answers a LEFT JOIN calls c ON c.id = a.call WHERE a.key = ?",
-            (key,),
-        ).fetchone()
-        if row is None:
-            return None
-        if row[0] is None:
-            return Failure(row[2], row[3])
-        return Stored(row[0], row[1], counted=row[4] is not None, packed=row[5])
+    def lookup(self, ordinal: int, key: bytes) -> Stored | Failure | None:
+        """What is on file for `key` of the prompt at `ordinal`; a response asked for counts as used by its record."""
+        shelf = self._shelf(ordinal)
+        found = shelf.answers.get(key)
+        if isinstance(found, Stored):
+            shelf.used.add(found.call)
+        return found
+
+    def sent(self) -> None:
+        """An attempt that may cost money is sent."""
+        if self._owned is not None:
+            self._owned.sent()
+
+    def ended(self) -> None:
+        """The end of such an attempt is known and stored."""
+        if self._owned is not None:
+            self._owned.ended()
+
+    @property
+    def died_with(self) -> int:
+        """How many attempts were in flight when an earlier process died without a word, until `begin` notes it."""
+        return self._owned.lost if self._owned is not None else 0
+
+    def maybe_lost(self) -> int:
+        """How many calls may have been billed though their answer never arrived: broken off, or lost with a process."""
+        faults = self.faults()
+        return int(self.meta("died_with") or 0) + sum(faults.get(kind, 0) for kind in _MAYBE_BILLED)
+
+    def is_old(self, ordinal: int, call: int) -> bool:
+        """Whether an earlier process bought the response."""
+        return call in self._shelf(ordinal).old
+
+    def body(self, call: int) -> bytes:
+        """A response as it was received."""
+        with _damage(self.directory, StopRun):
+            *values, crc = self._reader.execute(
+                "SELECT ordinal, role, model, kept_at, kind, keys, prompt_tokens, cached_tokens, completion_tokens, body, crc"
+                " FROM calls WHERE id = ?",
+                (call,),
+            ).fetchone()
+            return _sound(f"call {call}", values, crc)
 
     def meta(self, name: str) -> str | None:
         """A named fact of the run."""
-        row = self._reader.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+        with _damage(self.directory):
+            row = self._reader.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
-    def prompts(self) -> Iterator[tuple[int, str, str]]:
-        """(ordinal, id, digest) of every prompt this directory has seen, in input order."""
-        yield from self._reader.execute("SELECT ordinal, id, digest FROM prompts ORDER BY ordinal")
+    def prompts(self) -> int:
+        """How many prompts this directory has seen."""
+        return self._number("SELECT max(ordinal) FROM prompts", -1) + 1
 
-    def records(self, limit: int | None = None) -> Iterator[bytes]:
-        """The bodies of finished records in input order, those of the first `limit` prompts."""
-        rows = self._reader.execute(
-            "SELECT body FROM records WHERE ordinal < ? ORDER BY ordinal", (2**62 if limit is None else limit,)
-        )
-        for (body,) in rows:
-            yield zlib.decompress(body)
+    def finished(self, limit: int | None = None) -> tuple[int, int]:
+        """How many of the first `limit` prompts have a record, and how many responses these were made from."""
+        with _damage(self.directory):
+            count, calls = self._reader.execute(
+                "SELECT count(*), total(calls) FROM records INDEXED BY finished WHERE ordinal < ?", (_most(limit),)
+            ).fetchone()
+        return int(count), int(calls)
+
+    def unfinished(self, limit: int | None = None) -> Iterator[PromptRow]:
+        """The prompts without a record, in input order, of the first `limit`."""
+        last = -1
+        while rows := self._rows(
+            "SELECT ordinal, id, body, crc FROM prompts p WHERE ordinal > ? AND ordinal < ? AND NOT EXISTS"
+            " (SELECT 1 FROM records r INDEXED BY finished WHERE r.ordinal = p.ordinal) ORDER BY ordinal LIMIT ?",
+            (last, _most(limit), _BATCH),
+        ):
+            for ordinal, name, body, crc in rows:
+                yield PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
+            last = rows[-1][0]
+
+    def records(self, limit: int | None = None) -> Iterator[tuple[int, str, bytes, bytes]]:
+        """(ordinal, id, prompt's body, record's body) of finished records in input order, of the first `limit` prompts.
+
+        Raises InputError where a row is damaged.
+        """
+        last = -1
+        while found := self._records(last + 1, _most(limit)):
+            yield from found
+            last = found[-1][0]
+
+    def finished_now(self, limit: int | None = None) -> Callable[[], Iterator[tuple[int, str, bytes, bytes]]]:
+        """A reader of the records that are finished at this moment, as `records`, whatever is added meanwhile."""
+        with _damage(self.directory):
+            rows = self._reader.execute("SELECT ordinal FROM records INDEXED BY finished WHERE ordinal < ?", (_most(limit),))
+            ordinals = array("q", (ordinal for (ordinal,) in rows))
+
+        def read() -> Iterator[tuple[int, str, bytes, bytes]]:
+            for at in range(0, len(ordinals), _BATCH):
+                wanted = set(ordinals[at : at + _BATCH])
+                yield from (row for row in self._records(min(wanted), max(wanted) + 1, None) if row[0] in wanted)
+
+        return read
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -169,85 +262,179 @@ class Ledger:
         finally:
             self._reader.execute("COMMIT")
 
-    def spend(self) -> Spend:
-        """Tokens and pricing of every call this directory has bought."""
-        prompt, completion, free, calls, counted = self._reader.execute(
-            "SELECT sum(prompt_tokens), sum(completion_tokens), min(free), count(*), count(prompt_tokens) FROM calls"
-        ).fetchone()
-        nothing = 0 if calls == 0 else None
-        return Spend(
-            nothing if prompt is None else prompt,
-            nothing if completion is None else completion,
-            unpriced=free == 0,
-            uncounted=calls - counted,
-        )
+    def spend(self) -> list[SpendRow]:
+        """What this directory's calls have used so far, a row for each model and role."""
+        return list((self._spend if self._writer else {(r.model, r.role): r for r in self._spend_rows()}).values())
 
-    # Writing: each returns after the commit, except `note_usage`
+    def faults(self) -> dict[str, int]:
+        """How many attempts gave no answer, by kind."""
+        with _damage(self.directory):
+            return dict(self._reader.execute("SELECT kind, count(*) FROM faults GROUP BY kind ORDER BY kind").fetchall())
 
-    async def keep(self, keys: Sequence[str], body: bytes, *, role: str, model: str, free: bool) -> int:
-        """Stores a response body bound to `keys`, choice by choice, and returns the call's id."""
+    # Writing: each returns after the commit
+
+    async def keep(
+        self,
+        ordinal: int,
+        keys: Sequence[bytes],
+        body: bytes,
+        *,
+        role: str,
+        model: str,
+        free: bool,
+        usage: Usage | None = None,
+        asked_tokens: int = 0,
+    ) -> int:
+        """Stores a response body bound to `keys`, choice by choice, and returns the call's id, 0 if it is no completion.
+
+        What it used is read from the body unless it is given; where the body does not say, `asked_tokens` for the request
+        and the body's length are the guess. Only then, and guarded: a body that cannot be read is stored all the same.
+        """
 
         def work(db: sqlite3.Connection) -> int:
-            call = db.execute(
-                "INSERT INTO calls (role, model, kept_at, free, body) VALUES (?, ?, ?, ?, ?)",
-                (role, model, time.time(), int(free), zlib.compress(body, 6)),
-            ).lastrowid
-            db.executemany(
-                "INSERT OR REPLACE INTO answers (key, call, choice) VALUES (?, ?, ?)",
-                [(key, call, choice) for choice, key in enumerate(keys)],
-            )
-            return int(call or 0)
+            used = usage or usage_of(body)
+            if used is None and not is_completion(body):
+                _insert_fault(db, (ordinal, role, model, time.time(), "bad_body", 200, zlib.compress(body, _LEVEL)))
+                return 0
+            tokens = (used.prompt_tokens, used.cached_tokens, used.completion_tokens) if used else (None, None, None)
+            row = (ordinal, role, model, time.time(), None, b"".join(keys), *tokens, zlib.compress(body, _LEVEL))
+            call = _insert_call(db, row)
+            guessed = (0, 0) if used else (asked_tokens, guess_tokens(body.decode("utf-8", "replace")))
+            self._unsaved[(model, role)].append((free, used, guessed))
+            return call
 
-        return int(await self._commit(work))
+        call = int(await self._commit(work))
+        if not call:
+            return call
+        shelf = self._shelf(ordinal)
+        shelf.answers.update((key, Stored(call, choice)) for choice, key in enumerate(keys))
+        shelf.used.add(call)
+        return call
 
-    async def fail(self, keys: Sequence[str], kind: str, message: str) -> None:
+    async def fail(self, ordinal: int, keys: Sequence[bytes], kind: str, message: str, *, role: str, model: str) -> None:
         """Stores that the calls for `keys` ended without an answer."""
         message = message.encode("utf-8", "replace").decode()  # an endpoint may say anything
-        rows = [(key, kind, message) for key in keys]
-        sql = "INSERT OR REPLACE INTO answers (key, kind, message) VALUES (?, ?, ?)"
-        await self._commit(lambda db: db.executemany(sql, rows) and None)
+        packed = zlib.compress(message.encode(), _LEVEL)
+        row = (ordinal, role, model, time.time(), kind, b"".join(keys), None, None, None, packed)
+        await self._commit(lambda db: _insert_call(db, row))
+        self._shelf(ordinal).answers.update(dict.fromkeys(keys, Failure(kind, message)))
+
+    async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
+        """Stores what came of an attempt that gave no answer."""
+        row = (ordinal, role, model, time.time(), kind, status, zlib.compress(body, _LEVEL))
+        await self._commit(lambda db: _insert_fault(db, row))
 
     async def forget_failures(self, kind: str) -> None:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
-        await self._commit(lambda db: db.execute("DELETE FROM answers WHERE kind = ?", (kind,)) and None)
+        await self._commit(lambda db: _forget_failures(db, kind))
 
     async def save_record(self, ordinal: int, body: bytes) -> None:
-        """Stores a finished record."""
-        row = (ordinal, zlib.compress(body, 6))
-        await self._commit(lambda db: db.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", row) and None)
+        """Stores a finished record; the prompt's shelf is put away."""
+        shelf = self._shelves.pop(ordinal, None)
+        row = (ordinal, len(shelf.used) if shelf else 0, zlib.compress(body, _LEVEL))
+        await self._commit(lambda db: db.execute(_RECORD, (*row, crc_of(*row))) and None)
 
-    def note_usage(self, call: int, prompt_tokens: int | None, completion_tokens: int | None) -> None:
-        """Adds the token counts of a call, with the next commit."""
-        row = (prompt_tokens, completion_tokens, call)
-        sql = "UPDATE calls SET prompt_tokens = ?, completion_tokens = ? WHERE id = ? AND prompt_tokens IS NULL"
-        self._queue.put((lambda db: db.execute(sql, row) and None, None))
+    async def note(self, facts: dict[str, str]) -> None:
+        """Stores named facts of the run."""
+        await self._commit(lambda db: _note(db, facts))
 
     async def begin(
-        self, facts: dict[str, str], prompts: Iterable[tuple[int, str, str]], *, plan: str, forget_failures: bool = False
+        self,
+        facts: dict[str, str],
+        prompts: Callable[[], Iterable[PromptRow]] | None,
+        *,
+        plan: str,
+        changed: Callable[[PromptRow | None, PromptRow | None], object],
+        forget_failures: bool = False,
     ) -> None:
-        """Stores the run's facts and its prompts. Records of another plan go: they are made again from the answers.
+        """Stores the run's facts and its prompts, all or nothing. Records of another plan go: they are made again.
 
-        With `forget_failures`, calls that failed are open again.
+        `prompts()` are compared with those on file, in order, in the writer's thread; None: they are known to be the same.
+        `changed(before, now)` is asked where two differ or one is missing, and raises, or accepts the new one: then its record
+        is made again. With `forget_failures`, calls that failed are open again.
         """
-        rows = list(prompts)
+
+        died_with = str(int(self.meta("died_with") or 0) + self.died_with)
 
         def work(db: sqlite3.Connection) -> None:
-            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
-            db.executemany("INSERT OR REPLACE INTO prompts VALUES (?, ?, ?)", rows)
+            _note(db, facts | {"died_with": died_with})
+            if prompts is not None:
+                _store_prompts(db, prompts(), changed)
             if db.execute("SELECT value FROM meta WHERE name = 'plan'").fetchone() != (plan,):
                 db.execute("DELETE FROM records")
-                db.execute("INSERT OR REPLACE INTO meta VALUES ('plan', ?)", (plan,))
+                _note(db, {"plan": plan})
             if forget_failures:
-                db.execute("DELETE FROM answers WHERE kind IS NOT NULL")
+                _forget_failures(db, None)
 
         await self._commit(work)
+        if self._owned is not None:
+            self._owned.lost_is_noted()
+
+    def _shelf(self, ordinal: int) -> _Shelf:
+        shelf = self._shelves.get(ordinal)
+        if shelf is None:
+            shelf = self._shelves[ordinal] = _Shelf()
+            if ordinal <= self._last_called:
+                self._fill(shelf, ordinal)
+        return shelf
+
+    def _fill(self, shelf: _Shelf, ordinal: int) -> None:
+        with _damage(self.directory, StopRun):
+            rows = self._reader.execute("SELECT * FROM calls WHERE ordinal = ? ORDER BY id", (ordinal,)).fetchall()
+        for call, *values, crc in rows:
+            kind, keys, body = values[4], values[5], values[9]
+            bound = [keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES)]
+            if kind is None:
+                if crc_of(*values) != crc:
+                    raise StopRun("damaged", _damaged(self.directory, f"call {call}"))
+                shelf.answers.update((key, Stored(call, choice)) for choice, key in enumerate(bound))
+                if call <= self._last_call:
+                    shelf.old.add(call)
+            else:
+                with _damage(self.directory, StopRun):
+                    message = _sound(f"call {call}", values, crc, body).decode()
+                shelf.answers.update(dict.fromkeys(bound, Failure(kind, message)))
+
+    def _records(self, first: int, end: int, most: int | None = _BATCH) -> list[tuple[int, str, bytes, bytes]]:
+        sql = (
+            "SELECT r.ordinal, p.id, p.body, p.crc, r.calls, r.body, r.crc FROM records r NOT INDEXED"
+            " JOIN prompts p ON p.ordinal = r.ordinal WHERE r.ordinal >= ? AND r.ordinal < ? ORDER BY r.ordinal LIMIT ?"
+        )
+        with _damage(self.directory):
+            return [
+                (
+                    ordinal,
+                    name,
+                    _sound(f"prompt {ordinal + 1}", (ordinal, name, prompt), prompt_crc),
+                    _sound(f"the record of prompt {ordinal + 1}", (ordinal, calls, body), crc),
+                )
+                for ordinal, name, prompt, prompt_crc, calls, body, crc in self._reader.execute(
+                    sql, (first, end, -1 if most is None else most)
+                )
+            ]
+
+    def _number(self, sql: str, otherwise: int) -> int:
+        with _damage(self.directory):
+            value = self._reader.execute(sql).fetchone()[0]
+        return otherwise if value is None else int(value)
+
+    def _rows(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with _damage(self.directory, StopRun):
+            return self._reader.execute(sql, values).fetchall()
+
+    def _spend_rows(self) -> Iterator[SpendRow]:
+        with _damage(self.directory):
+            for row in self._reader.execute("SELECT * FROM spend ORDER BY model, role").fetchall():
+                yield SpendRow(row[0], row[1], bool(row[2]), *row[3:])
+
+    # The writer's thread
 
     async def _commit(self, work: Work) -> Any:
         if self._broken or self._closed:
-            raise StopRun("disk", self._broken or f"the ledger in {str(self.directory)!r} is closed")
+            raise self._broken or StopRun("disk", f"the ledger in {str(self.directory)!r} is closed")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.put((work, future))
-        return await asyncio.shield(future)
+        return await future
 
     def _write(self) -> None:
         db: sqlite3.Connection | None = None
@@ -258,35 +445,183 @@ class Ledger:
                 group.append(self._queue.get())
             open_for_work = None not in group
             jobs = [job for job in group if job is not None]
+            if not jobs:
+                continue
             try:
                 db = db or _connect(self.directory / "run.sqlite", write=True)
-                db.execute("BEGIN IMMEDIATE")
-                results = [work(db) for work, _ in jobs]
-                db.execute("COMMIT")
+                results = self._save(db, [work for work, _ in jobs])
             except Exception as error:  # whatever it is, those who wait must hear of it
-                self._broken = f"cannot write to {str(self.directory / 'run.sqlite')!r}: {error}"
-                if db is not None and db.in_transaction:
-                    db.execute("ROLLBACK")
-                for _, future in jobs:
-                    _settle(future, None, StopRun("disk", self._broken))
+                if not isinstance(error, (InputError, StopRun)):
+                    error = self._broken = StopRun("disk", f"cannot write to {str(self.directory / 'run.sqlite')!r}: {error}")
+                    self.on_trouble(error)
+                _settle([(future, None, error) for _, future in jobs])
             else:
-                for (_, future), result in zip(jobs, results, strict=True):
-                    _settle(future, result, None)
+                _settle([(future, result, None) for (_, future), result in zip(jobs, results, strict=True)])
         if db is not None:
             db.close()
 
+    def _save(self, db: sqlite3.Connection, works: Sequence[Work]) -> list[Any]:
+        """Commits a group. A disk that is full or fails stops the sending; then it is tried again, the reserve given up."""
+        for attempt in range(_TRIES_TO_SAVE):
+            self._unsaved: defaultdict[tuple[str, str], list[_Used]] = defaultdict(list)
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                results = [work(db) for work in works]
+                spend = self._spend | {name: self._added(name, used) for name, used in self._unsaved.items()}
+                for name in self._unsaved:
+                    db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 9}?)", astuple(spend[name]))
+                db.execute("COMMIT")
+            except Exception as error:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+                if not isinstance(error, sqlite3.Error) or code not in _DISK_FULL or attempt == _TRIES_TO_SAVE - 1:
+                    raise
+                self._stop_for(error)
+            else:
+                self._spend = spend
+                return results
+        raise AssertionError("the last attempt returns or raises")
 
-def _settle(future: asyncio.Future[Any] | None, result: Any, error: Exception | None) -> None:
-    def settle(waiting: asyncio.Future[Any]) -> None:
-        if waiting.done():
-            return
-        if error is None:
-            waiting.set_result(result)
+    def _added(self, name: tuple[str, str], calls: Sequence[_Used]) -> SpendRow:
+        row = self._spend.get(name) or SpendRow(*name, True, 0, 0, 0, 0, 0, 0, 0)
+        numbers = list(astuple(row)[3:])
+        for _, used, guessed in calls:
+            numbers[0] += 1
+            if used is None:
+                numbers[1] += 1
+                numbers[5] += guessed[0]
+                numbers[6] += guessed[1]
+            else:
+                numbers[2] += used.prompt_tokens
+                numbers[3] += used.cached_tokens
+                numbers[4] += used.completion_tokens
+        return SpendRow(*name, row.free and all(free for free, *_ in calls), *numbers)
+
+    def _stop_for(self, error: Exception) -> None:
+        """Stops the sending, once, and makes room for what is in flight."""
+        if self._trouble is None:
+            where = str(self.directory / "run.sqlite")
+            self._trouble = StopRun("disk", f"cannot write to {where!r}: {error}. Make room, then the same command goes on")
+            self.on_trouble(self._trouble)
+            if self._owned is not None:
+                self._owned.give_up_reserve()
         else:
-            waiting.set_exception(error)
+            time.sleep(_TRY_AGAIN_S)
 
-    if future is not None and not future.get_loop().is_closed():
-        future.get_loop().call_soon_threadsafe(settle, future)
+
+_Used = tuple[bool, Usage | None, tuple[int, int]]
+
+
+def crc_of(*values: Any) -> int:
+    """The checksum of a row's columns."""
+    crc = 0
+    for value in values:
+        crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
+    return crc
+
+
+def _insert_call(db: sqlite3.Connection, row: tuple[Any, ...]) -> int:
+    sql = (
+        "INSERT INTO calls (ordinal, role, model, kept_at, kind, keys, prompt_tokens, cached_tokens, completion_tokens, body, crc)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    )
+    return int(db.execute(sql, (*row, crc_of(*row))).lastrowid or 0)
+
+
+def _insert_fault(db: sqlite3.Connection, row: tuple[Any, ...]) -> None:
+    sql = "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    db.execute(sql, (*row, crc_of(*row)))
+
+
+def _note(db: sqlite3.Connection, facts: dict[str, str]) -> None:
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
+
+
+def _forget_failures(db: sqlite3.Connection, kind: str | None) -> None:
+    """Takes out failed calls (of one kind, or all), and the records that were made with them."""
+    which = "kind IS NOT NULL" + (" AND kind = ?" if kind else "")
+    values = (kind,) if kind else ()
+    db.execute(f"DELETE FROM records WHERE ordinal IN (SELECT ordinal FROM calls INDEXED BY failed WHERE {which})", values)
+    db.execute(f"DELETE FROM calls INDEXED BY failed WHERE {which}", values)
+
+
+def _store_prompts(
+    db: sqlite3.Connection, prompts: Iterable[PromptRow], changed: Callable[[PromptRow | None, PromptRow | None], object]
+) -> None:
+    on_file = db.execute("SELECT ordinal, id, body FROM prompts ORDER BY ordinal")
+    new: list[tuple[Any, ...]] = []
+    add = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)"
+    for prompt in prompts:
+        before = on_file.fetchone() if not new else None
+        packed = zlib.compress(prompt.body, _LEVEL)
+        if before is not None:
+            if before[1] == prompt.id and before[2] == packed:
+                continue
+            was = PromptRow(before[0], before[1], zlib.decompress(before[2]))
+            if was == prompt:  # packed by another version of zlib
+                continue
+            changed(was, prompt)
+            db.execute("DELETE FROM records WHERE ordinal = ?", (prompt.ordinal,))
+            db.execute(add, _prompt_row(prompt, packed))
+            continue
+        new.append(_prompt_row(prompt, packed))
+        if len(new) >= _BATCH:
+            db.executemany(add, new)
+            del new[1:]  # one stays as the mark that the file has no more; it is written again, as it was
+    left = on_file.fetchone() if not new else None
+    db.executemany(add, new)
+    if left is not None:
+        changed(PromptRow(left[0], left[1], b""), None)
+
+
+def _prompt_row(prompt: PromptRow, packed: bytes) -> tuple[Any, ...]:
+    return prompt.ordinal, prompt.id, packed, crc_of(prompt.ordinal, prompt.id, packed)
+
+
+def _most(limit: int | None) -> int:
+    return 2**62 if limit is None else limit
+
+
+def _sound(what: str, values: Sequence[Any], crc: int, body: bytes | None = None) -> bytes:
+    """The unpacked body (the last of `values`) of a row whose checksum is right. Raises zlib.error with `what` if not."""
+    if crc_of(*values) != crc:
+        raise zlib.error(f"{what}: its checksum is wrong")
+    return zlib.decompress(values[-1] if body is None else body)
+
+
+def _damaged(directory: Path, what: object) -> str:
+    return f"{str(directory / 'run.sqlite')!r} is damaged ({what}): `rlaif doctor {directory}` says what can be saved"
+
+
+@contextmanager
+def _damage(directory: Path, kind: type[InputError] | type[StopRun] = InputError) -> Iterator[None]:
+    """Turns what SQLite and zlib say of a damaged file into a message for the user."""
+    try:
+        yield
+    except (sqlite3.DatabaseError, zlib.error, OverflowError, UnicodeDecodeError) as error:
+        said = _damaged(directory, error)
+        raise (InputError(said) if kind is InputError else StopRun("damaged", said)) from None
+
+
+def _settle(jobs: Sequence[tuple[asyncio.Future[Any] | None, Any, Exception | None]]) -> None:
+    """Tells those who wait, all of one loop in one step of it."""
+    loops: defaultdict[asyncio.AbstractEventLoop, list[Any]] = defaultdict(list)
+    for future, *said in jobs:
+        if future is not None and not future.get_loop().is_closed():
+            loops[future.get_loop()].append((future, *said))
+
+    def settle(waiting: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+        for future, result, error in waiting:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+    for loop, waiting in loops.items():
+        loop.call_soon_threadsafe(settle, waiting)
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
@@ -307,7 +642,7 @@ def _prepare(path: Path) -> None:
     try:
         with closing(_connect(path, write=True)) as db:
             db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA application_id={_APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
+                f"BEGIN; {SCHEMA} PRAGMA application_id={APPLICATION_ID}; PRAGMA user_version={SCHEMA_VERSION}; COMMIT;"
             )
     except sqlite3.Error as error:
         raise InputError(f"cannot create {str(path)!r}: {error}") from None
@@ -321,31 +656,18 @@ def _marks(path: Path) -> tuple[int, int, int]:
             application, version, tables = (int(db.execute(sql).fetchone()[0]) for sql in ask)
             return application, version, tables
     except sqlite3.Error as error:
-        raise InputError(f"{str(path)!r} is not readable as a run's ledger: {error}") from None
+        raise InputError(
+            f"{str(path)!r} is not readable as a run's ledger: {error}. `rlaif doctor {path.parent}` says what can be saved"
+        ) from None
 
 
 def _check_version(path: Path) -> None:
     application, version, _ = _marks(path)
-    if application != _APPLICATION_ID:
+    if application != APPLICATION_ID:
         raise InputError(f"{str(path)!r} is not a run's ledger; choose another directory")
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
         raise InputError(
-            f"{str(path)!r} was written by a newer rlaif (schema {version}, this one reads {SCHEMA_VERSION}); upgrade"
+            f"{str(path)!r} was written by {'a newer' if newer else 'an older'} rlaif (schema {version}, this one reads"
+            f" {SCHEMA_VERSION}); {'upgrade' if newer else 'choose another directory, or use that version'}"
         )
-
-
-def _take_lock(directory: Path) -> int:
-    path = directory / "run.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
-        os.close(handle)
-        raise InputError(
-            f"another process works in {str(directory)!r} ({owner}); wait for it or choose another directory"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    os.fsync(handle)
-    return handle

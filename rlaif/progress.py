@@ -57,7 +57,7 @@ def _follow_plain(run: jobs.Run, console: Console) -> None:
 
 def _calls(run: jobs.Run) -> str:
     tally = run.progress.tally
-    return f"calls: {tally.policy} policy, {tally.judge} judge, {tally.reused} reused; {tally.tokens:,} tokens"
+    return f"calls: {tally.policy} policy, {tally.judge} judge, {tally.reused} reused; {tally.prompt_tokens + tally.completion_tokens:,} tokens"
 
 
 def show_result(run: jobs.Run, console: Console) -> None:

@@ -7,7 +7,7 @@ scores and with an error: never a tie, a zero or a win. Verdicts name candidates
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -19,12 +19,13 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the policy is asked. `fields` keeps the input row's other columns."""
+    """What the policy is asked. `fields` keeps the input row's other columns, `ordinal` is its place in the input, from 0."""
 
     id: str
     messages: tuple[Message, ...]
     reference: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    ordinal: int = 0
 
     @property
     def text(self) -> str:
@@ -85,12 +86,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that was bought for one prompt. `ordinal` is its place in the input, from 0."""
+    """All that was bought for one prompt."""
 
-    ordinal: int
     prompt: Prompt
     candidates: tuple[Candidate, ...]
     verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def ordinal(self) -> int:
+        """The prompt's place in the input."""
+        return self.prompt.ordinal
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One model call.
+    """One model call for the prompt at `ordinal`.
 
     `logprobs` asks for that many alternatives of each token. `choices` asks for an answer from this list alone, where
     the model can constrain. `mark` is the delimiter in the messages of one prompt's judge calls: calls with the same
@@ -143,6 +148,12 @@ class Request:
     logprobs: int = 0
     choices: tuple[str, ...] = ()
     mark: str = ""
+    ordinal: int = 0
+
+    @property
+    def characters(self) -> int:
+        """The length of all messages' texts."""
+        return sum(len(m["content"]) for m in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +175,25 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
+    @property
+    def tokens(self) -> int | None:
+        """All tokens counted."""
+        if self.prompt_tokens is None or self.completion_tokens is None:
+            return None
+        return self.prompt_tokens + self.completion_tokens
 
-Keep = Callable[[bytes], Awaitable[None]]
-"""Stores a response body durably; a model awaits it before it parses the body."""
+
+class Purchase(Protocol):
+    """One call's entry in the books; a model tells it of each attempt."""
+
+    def begin(self) -> None:
+        """An attempt is about to be sent. Raises StopRun where nothing more may be bought."""
+
+    async def keep(self, body: bytes) -> None:
+        """Stores the body of a response with status 200 durably, before anybody parses it. Raises StopRun."""
+
+    async def fault(self, kind: str, status: int | None, body: bytes) -> None:
+        """Stores what came of an attempt that gave no answer: an error's body, the beginning of a broken one."""
 
 
 class Model(Protocol):
@@ -183,8 +210,8 @@ class Model(Protocol):
     constrains: bool
     free: bool
 
-    async def send(self, request: Request, keep: Keep) -> bytes:
-        """Buys one response and keeps it. Raises CallFailed, Unsupported or StopRun."""
+    async def send(self, request: Request, purchase: Purchase) -> Reply:
+        """Buys one response, keeps it and parses it. Raises CallFailed, Unsupported or StopRun."""
 
     def read(self, body: bytes) -> Reply:
         """Parses a kept body, purely. Raises CallFailed if it is no answer."""

@@ -45,7 +45,9 @@ class JudgePlan:
     build: Callable[[Answers | None, Ledger, Tally], Judge]
 
 
-def resolve(judge: str | code.JudgeFunction, *, model: str | None, constitution: str | None) -> JudgePlan:
+def resolve(
+    judge: str | code.JudgeFunction, *, model: str | None, constitution: str | None, timeout_s: float = 300.0
+) -> JudgePlan:
     """What `judge` means. `model` and `constitution` take precedence over a spec's. Raises InputError."""
     if not isinstance(judge, str):
         if not callable(judge):

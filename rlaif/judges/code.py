@@ -31,6 +31,7 @@ from rlaif.calls import Tally
 from rlaif.errors import InputError, StopRun
 from rlaif.keys import digest, plain
 from rlaif.ledger import Failure, Ledger
+from rlaif.prices import Usage
 from rlaif.types import Candidate, Prompt, Verdict
 
 _AT_ONCE = 64
@@ -59,23 +60,25 @@ class CodeJudge:
         """The function's verdict on `shown`; one that raises or returns no usable scores has an error instead."""
         ids = tuple(c.id for c in shown)
         asked = [list(prompt.messages), prompt.reference, dict(prompt.fields), [[c.text, c.model, c.score] for c in shown]]
-        key = digest([self.digest, plain(asked)])
-        stored = self._ledger.lookup(key)
+        key = bytes.fromhex(digest([self.digest, plain(asked)]))
+        stored = self._ledger.lookup(prompt.ordinal, key)
         if isinstance(stored, Failure):
             return Verdict(self.name, ids, None, error=f"{stored.kind}: {stored.message}")
         if stored is not None:
             self._tally.reused += 1
-            return _load(self.name, ids, stored.body)
+            return _load(self.name, ids, self._ledger.body(stored.call))
         try:
             verdict = self._verdict(ids, await self._call(prompt, shown))
         except StopRun:
             raise
         except (Exception, SystemExit) as error:
             message = f"{type(error).__name__}: {error}"
-            await self._ledger.fail([key], "judge_raised", message)
+            await self._ledger.fail(prompt.ordinal, [key], "judge_raised", message, role="judge", model=self.name)
             return Verdict(self.name, ids, None, error=f"judge_raised: {message}")
         body = {"scores": verdict.scores, "scale": verdict.scale, "error": verdict.error, "reason": verdict.reason}
-        await self._ledger.keep([key], json.dumps(body).encode(), role="judge", model=self.name, free=True)
+        await self._ledger.keep(
+            prompt.ordinal, [key], json.dumps(body).encode(), role="judge", model=self.name, free=True, usage=Usage(0, 0, 0)
+        )
         self._tally.bought("judge")
         return verdict
 

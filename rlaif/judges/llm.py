@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from rlaif.errors import CallFailed, Unsupported
 from rlaif.judges.parse import Grammar, Unreadable
@@ -23,6 +25,8 @@ log = logging.getLogger("rlaif")
 _TOP_LOGPROBS = 20
 _MASS_NEEDED = 0.5
 _REMEMBERED = 10_000
+
+K, V = TypeVar("K"), TypeVar("V")
 
 
 class PairwiseJudge:
@@ -58,29 +62,29 @@ class PairwiseJudge:
         self._token_grammar, self._text_grammar = Grammar.of(token.front, token.name), Grammar.of(text.front, text.name)
         self._logprobs, self._told = logprobs, False
         self._without: dict[str, None] = {}
+        self._marks: dict[int, str] = {}
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """One verdict on two candidates in the order shown; a reply that cannot be read is a verdict without scores."""
         ids = tuple(c.id for c in shown)
-        values = {
+        ask = _Question(prompt.ordinal, self._mark(prompt, among), {
             "constitution": self._constitution.text,
             "prompt": prompt.text,
             "a": shown[0].text,
             "b": shown[1].text,
-            "mark": mark_for(prompt, among),
-        }
+        })
         try:
-            scores = await self._by_token(values) if self._logprobs and values["mark"] not in self._without else None
+            scores = await self._by_token(ask) if self._logprobs and ask.mark not in self._without else None
             if scores is not None:
                 return Verdict(self.name, ids, scores, scale="probability")
-            return await self._by_text(ids, values)
+            return await self._by_text(ids, ask)
         except CallFailed as error:
             return Verdict(self.name, ids, None, error=f"{error.kind}: {error}")
 
-    async def _by_token(self, values: Mapping[str, str]) -> tuple[float, float] | None:
+    async def _by_token(self, ask: _Question) -> tuple[float, float] | None:
         """The probabilities of the two letters, None where they cannot be had."""
         try:
-            choice = await self._ask(self._token, values, choices=())
+            choice = await self._letter(ask, choices=())
         except Unsupported as error:
             if error.kind != "logprobs":
                 raise
@@ -96,16 +100,14 @@ class PairwiseJudge:
             return None
         if choice.first_token is None:
             self._fall_back(f"{self._model.name} gives no log-probabilities")
-            self._without[values["mark"]] = None
-            if len(self._without) > _REMEMBERED:
-                del self._without[next(iter(self._without))]
+            _remember(self._without, ask.mark, None)
             return None
         scores = self._read(choice, _MASS_NEEDED)
         if scores is None and self._model.constrains:
             # Constrained to the letters, the model's probabilities are these ones over their sum: only where a letter
             # is too unlikely to be listed does it have to be asked.
             if not self._token_grammar.lists_all(choice.first_token):
-                choice = await self._ask(self._token, values, choices=self._token_grammar.options)
+                choice = await self._letter(ask, choices=self._token_grammar.options)
             scores = self._read(choice, 0.0)
         if scores is None:
             self._fall_back(f"{self._model.name} does not answer with the bare letter")
@@ -118,11 +120,8 @@ class PairwiseJudge:
             return None
         return scores if mass >= mass_needed else None
 
-    async def _by_text(self, ids: tuple[str, ...], values: Mapping[str, str]) -> Verdict:
-        request = Request(
-            messages=_messages(self._text, values), temperature=0.0, max_tokens=self._max_tokens, mark=values["mark"]
-        )
-        choice = await self._model.answer(request)
+    async def _by_text(self, ids: tuple[str, ...], ask: _Question) -> Verdict:
+        choice = await self._model.answer(ask.request(self._text, temperature=0.0, max_tokens=self._max_tokens))
         try:
             if choice.error:
                 raise Unreadable(choice.error)
@@ -132,17 +131,16 @@ class PairwiseJudge:
             return Verdict(self.name, ids, None, error=f"unreadable: {error}{cut}", reason=choice.text or None)
         return Verdict(self.name, ids, scores, scale="vote", reason=choice.text)
 
-    async def _ask(self, template: Template, values: Mapping[str, str], *, choices: tuple[str, ...]) -> Choice:
+    async def _letter(self, ask: _Question, *, choices: tuple[str, ...]) -> Choice:
         return await self._model.answer(
-            Request(
-                messages=_messages(template, values),
-                temperature=1.0,
-                max_tokens=1,
-                logprobs=_TOP_LOGPROBS,
-                choices=choices,
-                mark=values["mark"],
-            )
+            ask.request(self._token, temperature=1.0, max_tokens=1, logprobs=_TOP_LOGPROBS, choices=choices)
         )
+
+    def _mark(self, prompt: Prompt, among: Sequence[Candidate]) -> str:
+        """The prompt's delimiter, made once."""
+        if prompt.ordinal not in self._marks:
+            _remember(self._marks, prompt.ordinal, mark_for(prompt, among))
+        return self._marks[prompt.ordinal]
 
     def _fall_back(self, why: str) -> None:
         if not self._told:
@@ -161,5 +159,21 @@ def mark_for(prompt: Prompt, candidates: Sequence[Candidate]) -> str:
         salt += 1
 
 
-def _messages(template: Template, values: Mapping[str, str]) -> tuple[dict[str, str], ...]:
-    return ({"role": "user", "content": template.fill(**values)},)
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a judge asks about two answers, before it has the form of a template."""
+
+    ordinal: int
+    mark: str
+    values: Mapping[str, str]
+
+    def request(self, template: Template, **settings: Any) -> Request:
+        text = template.fill(**self.values, mark=self.mark)
+        return Request(({"role": "user", "content": text},), mark=self.mark, ordinal=self.ordinal, **settings)
+
+
+def _remember(memory: dict[K, V], key: K, value: V) -> None:
+    """Adds to a memory of bounded size; the oldest goes."""
+    memory[key] = value
+    if len(memory) > _REMEMBERED:
+        del memory[next(iter(memory))]

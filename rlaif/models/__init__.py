@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.aio import all_of
-from rlaif.endpoint import Endpoint
+from rlaif.endpoint import MAX_WAIT_S, Endpoint
 from rlaif.errors import InputError, StopRun
 from rlaif.models import fake, gguf, openai, smollm2
 from rlaif.types import Model
@@ -23,9 +23,18 @@ class Models:
     """Opens models by name, each once; models behind one address share its limits."""
 
     def __init__(
-        self, *, concurrency: int, timeout_s: float, transport: str = "aiohttp", extra_body: Mapping[str, Any] | None = None
+        self,
+        *,
+        concurrency: int,
+        timeout_s: float,
+        transport: str = "aiohttp",
+        extra_body: Mapping[str, Any] | None = None,
+        rpm: float | None = None,
+        tpm: float | None = None,
+        max_wait_s: float = MAX_WAIT_S,
     ) -> None:
         self._concurrency, self._timeout_s, self._transport = concurrency, timeout_s, transport
+        self._limits: dict[str, Any] = {"concurrency": concurrency, "rpm": rpm, "tpm": tpm, "max_wait_s": max_wait_s}
         self._extra_body = dict(extra_body or {})
         self._models: dict[str, Model] = {}
         self._endpoints: dict[str, Endpoint] = {}
@@ -40,6 +49,10 @@ class Models:
         """Lets no further call out; what is in flight goes on to its end."""
         for model in self._models.values():
             model.stop(reason)
+
+    def states(self) -> list[dict[str, Any]]:
+        """What each endpoint does now (`Endpoint.state`)."""
+        return [endpoint.state() for endpoint in self._endpoints.values()]
 
     async def close(self) -> None:
         """Closes every model that was opened."""
@@ -64,7 +77,9 @@ class Models:
     def _openai(self, rest: str) -> Model:
         name, url = openai.split_url(rest)
         key = openai.api_key_for(name, url)
-        endpoint = self._endpoints.setdefault(url, Endpoint(url, concurrency=self._concurrency))
+        if url not in self._endpoints:
+            self._endpoints[url] = Endpoint(url, **self._limits)
+        endpoint = self._endpoints[url]
         transport = openai.make_transport(self._transport, url, api_key=key, timeout_s=self._timeout_s)
         identity = {"openai": name, "url": url, "extra": self._extra_body}
         return openai.OpenAI(
@@ -80,7 +95,7 @@ class Models:
         gguf.llama_cpp()
         weights = gguf.weights_digest(path, smollm2.cache_dir() / "digests.json")
         shown = name if name == "smollm2" else f"gguf/{path.stem}"
-        return gguf.Gguf(
+        model = gguf.Gguf(
             shown,
             path,
             weights=weights,
@@ -88,3 +103,5 @@ class Models:
             timeout_s=self._timeout_s,
             extra_body=self._extra_body,
         )
+        self._endpoints[name] = model.endpoint
+        return model

@@ -9,8 +9,10 @@ import json
 import math
 from typing import Any
 
-from rlaif.endpoint import ErrorInside
+import orjson
+
 from rlaif.errors import CallFailed
+from rlaif.responses import ErrorInside
 from rlaif.types import Choice, Message, Reply, Request
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -19,7 +21,7 @@ _OPEN, _CLOSE = "<think>", "</think>"
 def read(body: bytes) -> Reply:
     """The parsed response. Raises CallFailed (`bad_body`, `empty`) or ErrorInside if it is no answer."""
     try:
-        data = json.loads(body)
+        data = parse(body)
     except (ValueError, RecursionError):
         raise CallFailed("bad_body", f"the response is no JSON: {body[:80]!r}") from None
     if not isinstance(data, dict):
@@ -43,6 +45,14 @@ def read(body: bytes) -> Reply:
     )
 
 
+def parse(body: bytes) -> Any:
+    """The JSON value in `body`. Raises ValueError or RecursionError."""
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        return json.loads(body)  # takes what orjson is too strict for: NaN, half of a surrogate pair
+
+
 def write(model: str, choices: list[dict[str, Any]], *, prompt_tokens: int | None, completion_tokens: int | None) -> bytes:
     """A response body for models that are no HTTP endpoint; `read` is its inverse."""
     completion: dict[str, Any] = {
@@ -51,7 +61,7 @@ def write(model: str, choices: list[dict[str, Any]], *, prompt_tokens: int | Non
         "choices": [{"index": i, **choice} for i, choice in enumerate(choices)],
         "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens},
     }
-    return json.dumps(completion, ensure_ascii=False).encode()
+    return orjson.dumps(completion)
 
 
 def request_body(model: str, request: Request, extra: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +129,7 @@ def _first_token(logprobs: Any) -> dict[str, float] | None:
 
 def _encodable(text: str) -> str:
     """`text` with lone surrogates replaced, so that it can be written as UTF-8."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _count(value: Any) -> int | None:

@@ -24,7 +24,7 @@ from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.keys import digest, seed_of
 from rlaif.models import chat
 from rlaif.templates import read_yaml
-from rlaif.types import Keep, Message, Reply, Request
+from rlaif.types import Message, Purchase, Reply, Request
 
 _QUALITY = re.compile(r"quality (\d\.\d+)")
 _STEEPNESS = 6.0
@@ -43,16 +43,17 @@ class Fake:
         self.name, self.identity, self._say = name, identity, say
         self._stopped: StopRun | None = None
 
-    async def send(self, request: Request, keep: Keep) -> bytes:
+    async def send(self, request: Request, purchase: Purchase) -> Reply:
         """One kept response."""
         if self._stopped is not None:
             raise self._stopped
+        purchase.begin()
         choices = self._say(request)
         words = sum(len(str(m["content"]).split()) for m in request.messages)
         said = sum(len(str(c["message"]["content"]).split()) for c in choices)
         body = chat.write(self.name, choices, prompt_tokens=words, completion_tokens=said)
-        await keep(body)
-        return body
+        await purchase.keep(body)
+        return self.read(body)
 
     def read(self, body: bytes) -> Reply:
         """The parsed response."""

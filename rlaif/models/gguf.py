@@ -19,11 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlaif.endpoint import Endpoint, Response
+from rlaif.endpoint import Endpoint
 from rlaif.errors import InputError, StopRun
 from rlaif.models import chat
 from rlaif.models.openai import AiohttpTransport, OpenAI
-from rlaif.types import Keep, Reply, Request
+from rlaif.responses import Response
+from rlaif.types import Purchase, Reply, Request
 
 SLOTS = 8
 CONTEXT_TOKENS = 4096
@@ -56,19 +57,19 @@ class Gguf:
         self.name = name
         self.identity: Mapping[str, Any] = {"gguf": weights, "extra": dict(extra_body or {})}
         self._path, self._timeout_s, self._extra = path, timeout_s, dict(extra_body or {})
-        self._endpoint = Endpoint(name, concurrency=min(concurrency, SLOTS))
+        self.endpoint = Endpoint(name, concurrency=min(concurrency, SLOTS))
         self._loading: asyncio.Task[_Loaded] | None = None
         self._queues: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
-    async def send(self, request: Request, keep: Keep) -> bytes:
+    async def send(self, request: Request, purchase: Purchase) -> Reply:
         """One kept response. Raises CallFailed or StopRun."""
         self._loading = self._loading or asyncio.ensure_future(self._load())
         loaded = await asyncio.shield(self._loading)
         if not request.mark:
-            return await loaded.send(request, keep)
+            return await loaded.send(request, purchase)
         lock = self._queues.setdefault(request.mark, asyncio.Lock())
         async with lock:
-            return await loaded.send(request, keep)
+            return await loaded.send(request, purchase)
 
     def read(self, body: bytes) -> Reply:
         """The parsed response."""
@@ -76,7 +77,7 @@ class Gguf:
 
     def stop(self, reason: StopRun) -> None:
         """Lets no further call out."""
-        self._endpoint.stop(reason)
+        self.endpoint.stop(reason)
 
     async def close(self) -> None:
         """Stops the server and frees the weights."""
@@ -91,7 +92,7 @@ class Gguf:
         return _Loaded(
             self.name,
             identity=self.identity,
-            endpoint=self._endpoint,
+            endpoint=self.endpoint,
             transport=_CountingTransport(transport, server.listening_address),
             served_as=self.name,
             extra_body=self._extra,

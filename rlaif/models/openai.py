@@ -18,10 +18,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
-from rlaif.endpoint import Endpoint, Rejected, Response, TransportError
+import orjson
+
+from rlaif.endpoint import Endpoint
 from rlaif.errors import CallFailed, InputError, StopRun, Unsupported
 from rlaif.models import chat
-from rlaif.types import Keep, Reply, Request
+from rlaif.responses import Rejected, Response, TransportError
+from rlaif.types import Purchase, Reply, Request
 
 if TYPE_CHECKING:
     import aiohttp
@@ -73,7 +76,7 @@ class OpenAI:
         self._renamed: dict[str, str] = {}
         self._accepted, self._rejected = Counter[str](), Counter[str]()
 
-    async def send(self, request: Request, keep: Keep) -> bytes:
+    async def send(self, request: Request, purchase: Purchase) -> Reply:
         """One kept response. Raises CallFailed, Unsupported("logprobs") or StopRun."""
         sent: dict[str, Any] = {}
 
@@ -84,10 +87,11 @@ class OpenAI:
             sent.update(self._body(request))
             return await self._transport.post(sent)
 
+        role = "policy" if not request.mark else "letter" if request.logprobs else "judge"
+        tokens = request.characters // 4 + request.n * (request.max_tokens or 0)
         while True:
-            role = "policy" if not request.mark else "letter" if request.logprobs else "judge"
             try:
-                body = await self._endpoint.call(post, keep, chat.read)
+                reply = await self._endpoint.call(post, purchase, chat.read, kind=role, tokens=tokens)
             except Rejected as rejected:
                 if not self._learn(rejected, sent):
                     self._rejected[role] += 1
@@ -97,7 +101,7 @@ class OpenAI:
                     raise CallFailed("bad_request", str(rejected)) from None
             else:
                 self._accepted[role] += 1
-                return body
+                return reply
 
     def read(self, body: bytes) -> Reply:
         """The parsed response."""
@@ -153,6 +157,7 @@ class AiohttpTransport:
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
         self._url, self._timeout_s, self._api_key = url, timeout_s, api_key
+        self._chat: Any = None
         self._headers = {"Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -166,21 +171,23 @@ class AiohttpTransport:
         if self._closed:
             raise StopRun("closed", "the run has ended")
         session = self._session or self._open()
+        payload = b""
         try:
-            async with session.post(f"{self._url}/chat/completions", data=json.dumps(body).encode()) as response:
-                payload = await response.content.read(MAX_BODY_BYTES + 1)
-                while len(payload) <= MAX_BODY_BYTES and not response.content.at_eof():
-                    payload += await response.content.read(MAX_BODY_BYTES + 1 - len(payload))
-                if len(payload) > MAX_BODY_BYTES:
-                    raise CallFailed("too_big", f"{self._url}: the response is larger than {MAX_BODY_BYTES} bytes")
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return Response(response.status, headers, _without(self._api_key, response.status, payload))
+            async with session.post(self._chat, data=orjson.dumps(body)) as response:
+                async for chunk in response.content.iter_any():
+                    payload = payload + chunk if payload else chunk
+                    if len(payload) > MAX_BODY_BYTES:
+                        raise CallFailed("too_big", f"{self._url}: the response is larger than {MAX_BODY_BYTES} bytes")
+                return Response(response.status, response.headers, _without(self._api_key, response.status, payload))
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
-            raise TransportError(f"cannot connect: {error}", reached=False) from None
+            raise TransportError(f"cannot connect: {error}", kind="unreachable") from None
         except TimeoutError:
-            raise TransportError(f"no complete response within {self._timeout_s:g} s", reached=True) from None
+            partial = _without(self._api_key, 0, payload)
+            raise TransportError(f"no complete response within {self._timeout_s:g} s", kind="timeout", partial=partial) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise TransportError(f"the connection broke: {type(error).__name__}: {error}", reached=True) from None
+            partial = _without(self._api_key, 0, payload)
+            said = f"the connection broke: {type(error).__name__}: {error}"
+            raise TransportError(said, kind="broken", partial=partial) from None
 
     async def post_json(self, url: str, payload: Any) -> Any:
         """The JSON that another path of the same server answers to `payload`. Raises aiohttp's errors."""
@@ -197,8 +204,11 @@ class AiohttpTransport:
 
     def _open(self) -> aiohttp.ClientSession:
         import aiohttp
+        import yarl
 
+        self._chat = yarl.URL(f"{self._url}/chat/completions")
         self._session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             connector=aiohttp.TCPConnector(limit=0),  # the endpoint's slots are the limit
             timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_S),
@@ -235,12 +245,12 @@ class OpenAITransport:
             payload = _without(self._settings["api_key"], error.status_code, error.response.content)
             return Response(error.status_code, dict(error.response.headers), payload)
         except (TimeoutError, openai.APITimeoutError):
-            raise TransportError(f"no complete response within {self._timeout_s:g} s", reached=True) from None
+            raise TransportError(f"no complete response within {self._timeout_s:g} s", kind="timeout") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             if "Connect" in type(cause).__name__:  # ConnectError, ConnectTimeout
-                raise TransportError(f"cannot connect: {cause}", reached=False) from None
-            raise TransportError(f"the connection broke: {type(cause).__name__}: {cause}", reached=True) from None
+                raise TransportError(f"cannot connect: {cause}", kind="unreachable") from None
+            raise TransportError(f"the connection broke: {type(cause).__name__}: {cause}", kind="broken") from None
         payload = _without(self._settings["api_key"], response.status_code, response.content)
         return Response(response.status_code, dict(response.headers), payload)
 

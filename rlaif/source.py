@@ -1,0 +1,99 @@
+"""What a run is about: the user's prompts, with their candidates where these are given, as the ledger keeps them.
+
+They are read and checked once, on their way into the ledger; the work reads them there. A file that has not changed is not
+read again: its digest says so. An earlier prompt that has changed is refused, and how it changed is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlaif import data, records
+from rlaif.config import RunConfig
+from rlaif.errors import InputError
+from rlaif.keys import digest
+from rlaif.ledger import PromptRow
+from rlaif.types import Candidate, Prompt
+
+_SHOWN = 120
+_VERSION = 1
+
+
+class Source:
+    """The prompts of a run: those that `config` names, or Python values given instead."""
+
+    def __init__(self, config: RunConfig, given: str | Path | Iterable[Any] | None = None) -> None:
+        self._config = config
+        self._from: str | list[Any] = config.prompts if given is None or isinstance(given, (str, Path)) else list(given)
+
+    def read(self) -> Iterator[tuple[Prompt, Sequence[Candidate]]]:
+        """Each prompt with its candidates (none where they are to be sampled), in order. Raises InputError."""
+        config = self._config
+        if config.command == "judge":
+            return data.read_candidates(self._from, system=config.system, limit=config.limit)
+        return ((prompt, ()) for prompt in data.read_prompts(self._from, system=config.system, limit=config.limit))
+
+    def rows(self) -> Iterator[PromptRow]:
+        """The same as the ledger keeps them."""
+        for prompt, candidates in self.read():
+            yield PromptRow(prompt.ordinal, prompt.id, records.dump_prompt(prompt, candidates))
+
+    def fingerprint(self) -> str | None:
+        """Changes with the file's content and with how it is read; None where that cannot be told cheaply."""
+        path = data.file_of(self._from)
+        if path is None:
+            return None
+        try:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "blake2b").hexdigest()
+        except OSError:
+            return None
+        config = self._config
+        return digest([_VERSION, content, path.suffixes, config.command == "judge", config.system, config.limit])
+
+    def changed(self, before: PromptRow | None, now: PromptRow | None) -> None:
+        """Accepts a prompt whose other columns have changed. Raises InputError with the difference otherwise."""
+        assert before is not None
+        if now is None:
+            if self._config.limit is None:
+                raise InputError(
+                    f"prompt {before.ordinal + 1} ({before.id!r}) of the earlier run is gone from the input; put it back"
+                )
+            return
+        marks = _marks(before), _marks(now)
+        if marks[0] == marks[1]:
+            return
+        raise InputError(
+            f"prompt {before.ordinal + 1} ({before.id!r}) has changed since the earlier run in {self._config.out!r}:"
+            f" {'; '.join(changes('', *marks))}. Add new prompts at the end, or choose another directory"
+        )
+
+
+def _marks(row: PromptRow) -> dict[str, Any]:
+    """What may not change of a row, part by part: the beginning of the text as it is, the rest as digests."""
+    prompt, candidates = records.load_prompt(row.ordinal, row.id, row.body)
+    given = [[c.text, c.model, c.score] for c in candidates]
+    parts = {"messages": list(prompt.messages), "reference": prompt.reference, "candidates": given}
+    return {"id": row.id, "text": prompt.text[:_SHOWN]} | {name: digest(part, 8) for name, part in parts.items()}
+
+
+def changes(name: str, before: Any, now: Any) -> Iterator[str]:
+    """Where two JSON values differ, in words; digests are not shown."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        for key in before:
+            yield from changes(f"{name} {key}".strip(), before[key], now[key])
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for place, (one, other) in enumerate(zip(before, now, strict=True), 1):
+            yield from changes(f"{name} {place}" if len(now) > 1 else name, one, other)
+    elif before != now:
+        hidden = name in ("messages", "reference", "candidates")
+        yield f"{name} changed" if hidden else f"{name} was {_short(before)}, now {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 300 else text[:300] + "..."
