@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rlaif.aio import all_of
@@ -75,7 +75,14 @@ class Client:
         done, short = self._stored(request.ordinal, keys)
 
         async def buy(indices: Sequence[int]) -> list[int]:
-            asked = replace(request, n=len(indices), seed=seed_of(run_seed, prompt_id, indices[0]))
+            asked = Request(
+                request.messages,
+                len(indices),
+                request.temperature,
+                request.max_tokens,
+                seed_of(run_seed, prompt_id, indices[0]),
+                ordinal=request.ordinal,
+            )
             try:
                 reply = await self._buy([keys[i] for i in indices], asked)
             except CallFailed as error:

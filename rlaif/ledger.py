@@ -22,8 +22,8 @@ import zlib
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass, field
+from contextlib import closing, contextmanager, suppress
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +58,11 @@ KEY_BYTES = 16
 _DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
 _MAYBE_BILLED = ("broken", "timeout", "bad_body")
-_RECORD = "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)"
+_ADD_RECORD = "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)"
+_ADD_CALL = f"INSERT INTO calls VALUES ({'?, ' * 11}?)"
+_ADD_FAULT = (
+    "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
@@ -110,12 +114,13 @@ class Ledger:
         self._owned = owned
         self._reader = _connect(directory / "run.sqlite", write=False)
         self._shelves: dict[int, _Shelf] = {}
-        self._queue: queue.SimpleQueue[tuple[Work, asyncio.Future[Any] | None] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._batch: _Batch | None = None
         self._trouble: StopRun | None = None
         self._broken: StopRun | None = None
         self._closed = False
         self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
-        self._last_call = self._number("SELECT max(id) FROM calls", 0)
+        self._last_call = self._calls = self._number("SELECT max(id) FROM calls", 0)
         self._spend = {(row.model, row.role): row for row in self._spend_rows()}
         self._writer: threading.Thread | None = None
         if owned is not None:
@@ -148,6 +153,7 @@ class Ledger:
     def close(self) -> None:
         """Waits for pending commits and releases the directory."""
         self._closed = True
+        self._send_off()
         if self._writer is not None:
             self._queue.put(None)
             self._writer.join()
@@ -291,23 +297,13 @@ class Ledger:
         and the body's length are the guess. Only then, and guarded: a body that cannot be read is stored all the same.
         """
 
-        def work(db: sqlite3.Connection) -> int:
-            used = usage or usage_of(body)
-            if used is None and not is_completion(body):
-                _insert_fault(db, (ordinal, role, model, time.time(), "bad_body", 200, zlib.compress(body, _LEVEL)))
-                return 0
-            tokens = (used.prompt_tokens, used.cached_tokens, used.completion_tokens) if used else (None, None, None)
-            row = (ordinal, role, model, time.time(), None, b"".join(keys), *tokens, zlib.compress(body, _LEVEL))
-            call = _insert_call(db, row)
-            guessed = (0, 0) if used else (asked_tokens, guess_tokens(body.decode("utf-8", "replace")))
-            self._unsaved[(model, role)].append((free, used, guessed))
-            return call
-
-        call = int(await self._commit(work))
-        if not call:
-            return call
+        call = self._next_call()
+        kept = await self._commit(_Call(call, ordinal, role, model, time.time(), b"".join(keys), body, free, usage, asked_tokens))
+        if not kept:
+            return 0
         shelf = self._shelf(ordinal)
-        shelf.answers.update((key, Stored(call, choice)) for choice, key in enumerate(keys))
+        for choice, key in enumerate(keys):
+            shelf.answers[key] = Stored(call, choice)
         shelf.used.add(call)
         return call
 
@@ -316,23 +312,23 @@ class Ledger:
         message = message.encode("utf-8", "replace").decode()  # an endpoint may say anything
         packed = zlib.compress(message.encode(), _LEVEL)
         row = (ordinal, role, model, time.time(), kind, b"".join(keys), None, None, None, packed)
-        await self._commit(lambda db: _insert_call(db, row))
+        call = self._next_call()
+        await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
         self._shelf(ordinal).answers.update(dict.fromkeys(keys, Failure(kind, message)))
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
         """Stores what came of an attempt that gave no answer."""
         row = (ordinal, role, model, time.time(), kind, status, zlib.compress(body, _LEVEL))
-        await self._commit(lambda db: _insert_fault(db, row))
-
-    async def forget_failures(self, kind: str) -> None:
-        """Opens the calls again that failed with `kind`: what the user can repair is not final."""
-        await self._commit(lambda db: _forget_failures(db, kind))
+        await self._commit(lambda db: db.execute(_ADD_FAULT, (*row, crc_of(*row))) and None)
 
     async def save_record(self, ordinal: int, body: bytes) -> None:
         """Stores a finished record; the prompt's shelf is put away."""
         shelf = self._shelves.pop(ordinal, None)
-        row = (ordinal, len(shelf.used) if shelf else 0, zlib.compress(body, _LEVEL))
-        await self._commit(lambda db: db.execute(_RECORD, (*row, crc_of(*row))) and None)
+        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, body))
+
+    async def forget_failures(self, kind: str) -> None:
+        """Opens the calls again that failed with `kind`: what the user can repair is not final."""
+        await self._commit(lambda db: _forget_failures(db, kind))
 
     async def note(self, facts: dict[str, str]) -> None:
         """Stores named facts of the run."""
@@ -369,6 +365,10 @@ class Ledger:
         await self._commit(work)
         if self._owned is not None:
             self._owned.lost_is_noted()
+
+    def _next_call(self) -> int:
+        self._calls += 1
+        return self._calls
 
     def _shelf(self, ordinal: int) -> _Shelf:
         shelf = self._shelves.get(ordinal)
@@ -427,49 +427,63 @@ class Ledger:
             for row in self._reader.execute("SELECT * FROM spend ORDER BY model, role").fetchall():
                 yield SpendRow(row[0], row[1], bool(row[2]), *row[3:])
 
-    # The writer's thread
-
-    async def _commit(self, work: Work) -> Any:
+    async def _commit(self, job: Job) -> Any:
+        """What the job says, once it is committed. Jobs of one turn of the event loop travel together."""
         if self._broken or self._closed:
             raise self._broken or StopRun("disk", f"the ledger in {str(self.directory)!r} is closed")
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.put((work, future))
-        return await future
+        batch = self._batch
+        if batch is None:
+            batch = self._batch = _Batch(asyncio.get_running_loop(), [], [])
+            batch.loop.call_soon(self._send_off)
+        done = batch.loop.create_future()
+        batch.jobs.append(job)
+        batch.done.append(done)
+        return await done
+
+    def _send_off(self) -> None:
+        batch, self._batch = self._batch, None
+        if batch is not None:
+            self._queue.put(batch)
+
+    # The writer's thread
 
     def _write(self) -> None:
         db: sqlite3.Connection | None = None
         open_for_work = True
         while open_for_work:
-            group = [self._queue.get()]
-            while len(group) < _GROUP and not self._queue.empty():
-                group.append(self._queue.get())
-            open_for_work = None not in group
-            jobs = [job for job in group if job is not None]
-            if not jobs:
-                continue
+            batches, jobs = [], 0
+            while jobs < _GROUP and (not batches or not self._queue.empty()):
+                batch = self._queue.get()
+                if batch is None:
+                    open_for_work = False
+                    break
+                batches.append(batch)
+                jobs += len(batch.jobs)
+            if not batches:
+                break
             try:
                 db = db or _connect(self.directory / "run.sqlite", write=True)
-                results = self._save(db, [work for work, _ in jobs])
+                results: list[Any] | Exception = self._save(db, [job for batch in batches for job in batch.jobs])
             except Exception as error:  # whatever it is, those who wait must hear of it
+                results = error
                 if not isinstance(error, (InputError, StopRun)):
-                    error = self._broken = StopRun("disk", f"cannot write to {str(self.directory / 'run.sqlite')!r}: {error}")
-                    self.on_trouble(error)
-                _settle([(future, None, error) for _, future in jobs])
-            else:
-                _settle([(future, result, None) for (_, future), result in zip(jobs, results, strict=True)])
+                    results = StopRun("disk", f"cannot write to {str(self.directory / 'run.sqlite')!r}: {error}")
+                    self._broken = results
+                    self.on_trouble(results)
+            _settle(batches, results)
         if db is not None:
             db.close()
 
-    def _save(self, db: sqlite3.Connection, works: Sequence[Work]) -> list[Any]:
+    def _save(self, db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Any]:
         """Commits a group. A disk that is full or fails stops the sending; then it is tried again, the reserve given up."""
         for attempt in range(_TRIES_TO_SAVE):
-            self._unsaved: defaultdict[tuple[str, str], list[_Used]] = defaultdict(list)
+            spend = dict(self._spend)
             try:
                 db.execute("BEGIN IMMEDIATE")
-                results = [work(db) for work in works]
-                spend = self._spend | {name: self._added(name, used) for name, used in self._unsaved.items()}
-                for name in self._unsaved:
-                    db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 9}?)", astuple(spend[name]))
+                results = _do(db, jobs, spend)
+                for name, row in spend.items():
+                    if self._spend.get(name) != row:
+                        db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 9}?)", astuple(row))
                 db.execute("COMMIT")
             except Exception as error:
                 if db.in_transaction:
@@ -483,21 +497,6 @@ class Ledger:
                 return results
         raise AssertionError("the last attempt returns or raises")
 
-    def _added(self, name: tuple[str, str], calls: Sequence[_Used]) -> SpendRow:
-        row = self._spend.get(name) or SpendRow(*name, True, 0, 0, 0, 0, 0, 0, 0)
-        numbers = list(astuple(row)[3:])
-        for _, used, guessed in calls:
-            numbers[0] += 1
-            if used is None:
-                numbers[1] += 1
-                numbers[5] += guessed[0]
-                numbers[6] += guessed[1]
-            else:
-                numbers[2] += used.prompt_tokens
-                numbers[3] += used.cached_tokens
-                numbers[4] += used.completion_tokens
-        return SpendRow(*name, row.free and all(free for free, *_ in calls), *numbers)
-
     def _stop_for(self, error: Exception) -> None:
         """Stops the sending, once, and makes room for what is in flight."""
         if self._trouble is None:
@@ -510,7 +509,93 @@ class Ledger:
             time.sleep(_TRY_AGAIN_S)
 
 
-_Used = tuple[bool, Usage | None, tuple[int, int]]
+@dataclass(slots=True)
+class _Batch:
+    """Jobs that travel to the writer together, and the futures of their results."""
+
+    loop: asyncio.AbstractEventLoop
+    jobs: list[Job]
+    done: list[asyncio.Future[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A response to be stored; what it used is read from the body unless it is given."""
+
+    id: int
+    ordinal: int
+    role: str
+    model: str
+    kept_at: float
+    keys: bytes
+    body: bytes
+    free: bool
+    usage: Usage | None
+    asked_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    """A record to be stored."""
+
+    ordinal: int
+    calls: int
+    body: bytes
+
+
+Job = Work | _Call | _Finished
+
+
+def _do(db: sqlite3.Connection, jobs: Sequence[Job], spend: dict[tuple[str, str], SpendRow]) -> list[Any]:
+    """Does the jobs in one transaction, rows of a kind together, and adds to `spend`. A call's result is whether it is one."""
+    calls, records, used, results = [], [], defaultdict[tuple[str, str], list[_Used]](list), []
+    for job in jobs:
+        result: Any = None
+        if isinstance(job, _Call):
+            usage, packed = job.usage or usage_of(job.body), zlib.compress(job.body, _LEVEL)
+            result = usage is not None or is_completion(job.body)
+            if result:
+                tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) if usage else (None, None, None)
+                row = (job.ordinal, job.role, job.model, job.kept_at, None, job.keys, *tokens, packed)
+                calls.append((job.id, *row, crc_of(*row)))
+                used[(job.model, job.role)].append((job, usage))
+            else:
+                fault = (job.ordinal, job.role, job.model, job.kept_at, "bad_body", 200, packed)
+                db.execute(_ADD_FAULT, (*fault, crc_of(*fault)))
+        elif isinstance(job, _Finished):
+            record = (job.ordinal, job.calls, zlib.compress(job.body, _LEVEL))
+            records.append((*record, crc_of(*record)))
+        else:
+            result = job(db)
+        results.append(result)
+    if calls:
+        db.executemany(_ADD_CALL, calls)
+    if records:
+        db.executemany(_ADD_RECORD, records)
+    for name, responses in used.items():
+        spend[name] = _added(spend.get(name) or SpendRow(*name, True, 0, 0, 0, 0, 0, 0, 0), responses)
+    return results
+
+
+_Used = tuple[_Call, Usage | None]
+
+
+def _added(row: SpendRow, responses: Sequence[_Used]) -> SpendRow:
+    """The totals with `responses`."""
+    counted = [usage for _, usage in responses if usage is not None]
+    silent = [call for call, usage in responses if usage is None]
+    return replace(
+        row,
+        free=row.free and all(call.free for call, _ in responses),
+        calls=row.calls + len(responses),
+        uncounted=row.uncounted + len(silent),
+        prompt_tokens=row.prompt_tokens + sum(u.prompt_tokens for u in counted),
+        cached_tokens=row.cached_tokens + sum(u.cached_tokens for u in counted),
+        completion_tokens=row.completion_tokens + sum(u.completion_tokens for u in counted),
+        guessed_prompt_tokens=row.guessed_prompt_tokens + sum(call.asked_tokens for call in silent),
+        guessed_completion_tokens=row.guessed_completion_tokens
+        + sum(guess_tokens(call.body.decode("utf-8", "replace")) for call in silent),
+    )
 
 
 def crc_of(*values: Any) -> int:
@@ -519,19 +604,6 @@ def crc_of(*values: Any) -> int:
     for value in values:
         crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
     return crc
-
-
-def _insert_call(db: sqlite3.Connection, row: tuple[Any, ...]) -> int:
-    sql = (
-        "INSERT INTO calls (ordinal, role, model, kept_at, kind, keys, prompt_tokens, cached_tokens, completion_tokens, body, crc)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-    )
-    return int(db.execute(sql, (*row, crc_of(*row))).lastrowid or 0)
-
-
-def _insert_fault(db: sqlite3.Connection, row: tuple[Any, ...]) -> None:
-    sql = "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-    db.execute(sql, (*row, crc_of(*row)))
 
 
 def _note(db: sqlite3.Connection, facts: dict[str, str]) -> None:
@@ -604,24 +676,24 @@ def _damage(directory: Path, kind: type[InputError] | type[StopRun] = InputError
         raise (InputError(said) if kind is InputError else StopRun("damaged", said)) from None
 
 
-def _settle(jobs: Sequence[tuple[asyncio.Future[Any] | None, Any, Exception | None]]) -> None:
-    """Tells those who wait, all of one loop in one step of it."""
-    loops: defaultdict[asyncio.AbstractEventLoop, list[Any]] = defaultdict(list)
-    for future, *said in jobs:
-        if future is not None and not future.get_loop().is_closed():
-            loops[future.get_loop()].append((future, *said))
+def _settle(batches: Sequence[_Batch], results: list[Any] | Exception) -> None:
+    """Tells those who wait, in their loop's thread; results are cut into the batches'."""
+    at = 0
+    for batch in batches:
+        part = results if isinstance(results, Exception) else results[at : at + len(batch.jobs)]
+        at += len(batch.jobs)
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            batch.loop.call_soon_threadsafe(_settle_one, batch.done, part)
 
-    def settle(waiting: Sequence[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-        for future, result, error in waiting:
-            if future.done():
-                continue
-            if error is None:
-                future.set_result(result)
-            else:
-                future.set_exception(error)
 
-    for loop, waiting in loops.items():
-        loop.call_soon_threadsafe(settle, waiting)
+def _settle_one(waiting: Sequence[asyncio.Future[Any]], results: list[Any] | Exception) -> None:
+    for place, done in enumerate(waiting):
+        if done.done():  # cancelled
+            continue
+        if isinstance(results, Exception):
+            done.set_exception(results)
+        else:
+            done.set_result(results[place])
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
