@@ -37,7 +37,7 @@ async def run(
     def start() -> bool:
         item = next(waiting, None)
         if item is not None:
-            running.add(asyncio.ensure_future(_record(*item, propose, judges, allow_truncated, stopping)))
+            running.add(asyncio.ensure_future(_record(item[1], propose, judges, allow_truncated, stopping)))
         return item is not None
 
     try:
@@ -64,7 +64,6 @@ async def run(
 
 
 async def _record(
-    ordinal: int,
     prompt: Prompt,
     propose: Propose,
     judges: Sequence[Judge],
@@ -77,7 +76,7 @@ async def _record(
     if len(shown) >= 2:
         for said in await all_of(*(_verdicts(prompt, shown, judge, stopping) for judge in judges)):
             verdicts.extend(said)
-    return Record(ordinal, prompt, tuple(candidates), tuple(verdicts))
+    return Record(prompt, tuple(candidates), tuple(verdicts))
 
 
 async def _verdicts(

@@ -7,8 +7,8 @@ all of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,16 @@ from rlaif.export import dpo, sft, write_jsonl, write_whole
 from rlaif.ledger import Ledger
 from rlaif.pairs import Best
 from rlaif.ranking import bradley_terry
-from rlaif.types import PreferencePair, Prompt, Ranking, Record
+from rlaif.ranking.games import Ranked
+from rlaif.types import PreferencePair, Prompt, Record
 
 FORMATS = ("dpo", "sft")
+
+Row = tuple[int, str, bytes, bytes]
+"""A finished record as the ledger yields it: the prompt's place, id and body, and the record's body."""
+
+Stored = Callable[[], Iterable[Row]]
+"""Reads the finished records from the first one on, in input order; may be called several times."""
 
 
 def rows(directory: Path, form: str, config: RunConfig | None = None) -> Iterator[dict[str, Any]]:
@@ -37,35 +44,32 @@ def rows(directory: Path, form: str, config: RunConfig | None = None) -> Iterato
 def _read_rows(ledger: Ledger, form: str, config: RunConfig | None) -> Iterator[dict[str, Any]]:
     try:
         with ledger.snapshot():
-            yield from _rows(_selected(ledger, config or stored_config(ledger), form, Audit()))
+            config = config or stored_config(ledger)
+            yield from _rows(_selected(partial(ledger.records, config.limit), config, form, Audit()))
     finally:
         ledger.close()
 
 
-def finish(ledger: Ledger, config: RunConfig, *, write: bool, free: bool) -> dict[str, Any]:
+def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str, Any]) -> dict[str, Any]:
     """The summary of the stored records, but for what only the running process knows. With `write`, the export too.
 
-    `free` says that none of the run's models costs money; of others the price is unknown.
+    `spend` are the keys that the ledger's calls account for: `tokens` and `cost_usd`.
     """
     audit, form = Audit(), format_of(config)
-    found = _rows(_selected(ledger, config, form, audit))
+    found = _rows(_selected(partial(ledger.records, config.limit), config, form, audit))
     if write:
         write_jsonl(ledger.directory / f"{form}.jsonl", found)
     else:
         for _ in found:
             pass
-    spend = ledger.spend()
     summary: dict[str, Any] = {
         "prompts": audit.records,
         "pairs": audit.records - audit.dropped.total(),
         "dropped": dict(sorted(audit.dropped.items())),
-        "tokens": {"prompt": spend.prompt_tokens, "completion": spend.completion_tokens},
-        "cost_usd": None if spend.unpriced or not free else 0.0,
+        **spend,
         **audit.numbers(),
         "failures": audit.failures(),
     }
-    if spend.uncounted:
-        summary["tokens"]["calls_without_a_count"] = spend.uncounted
     if form == "sft":
         n = config.n * len(config.policy)
         summary["best_of_n"] = {"n": n, "kl_bound_nats": round(kl_bound(n), 6)}
@@ -84,7 +88,9 @@ def format_of(config: RunConfig) -> str:
 
 def pair_of(record: Record, config: RunConfig) -> PreferencePair | str:
     """The pair of one record by itself, its position terms not pooled with others', or the reason for none."""
-    return pairs.best_worst(record, _rank([record], config)[0], allow_truncated=config.allow_truncated)
+    allow_truncated = config.allow_truncated
+    (ranking,) = bradley_terry.rank([record], [_eligible(record, allow_truncated)])
+    return pairs.best_worst(record, ranking, allow_truncated=allow_truncated)
 
 
 def stored_config(ledger: Ledger) -> RunConfig:
@@ -95,23 +101,22 @@ def stored_config(ledger: Ledger) -> RunConfig:
     return RunConfig.model_validate(yaml.safe_load(text))
 
 
-def _selected(ledger: Ledger, config: RunConfig, form: str, audit: Audit) -> Iterator[PreferencePair | Best]:
-    """Selections in input order, each record counted in `audit`."""
-
-    def stored() -> Iterator[Record]:
-        return (records.load(body) for body in ledger.records(config.limit))
-
+def _selected(stored: Stored, config: RunConfig, form: str, audit: Audit) -> Iterator[PreferencePair | Best]:
+    """Selections in input order, each record counted in `audit`. Reads the records twice and holds none of them."""
     allow_truncated = config.allow_truncated
-    for record, ranking in zip(stored(), _rank(stored(), config), strict=True):
-        audit.add(record)
-        pair = pairs.best_worst(record, ranking, allow_truncated=allow_truncated)
-        if isinstance(pair, PreferencePair):
-            audit.add_pair(pair)
-        one = pair if form == "dpo" else pairs.best_of_n(record, ranking, allow_truncated=allow_truncated)
-        if isinstance(one, str):
-            audit.drop(one)
-        else:
-            yield one
+    with bradley_terry.fit(_ranked(stored(), allow_truncated)) as fitted:
+        for row, strengths in zip(stored(), fitted.strengths, strict=True):
+            record = _record(*row)
+            ranking = bradley_terry.ranking(_eligible(record, allow_truncated), record.verdicts, strengths)
+            audit.add(record)
+            pair = pairs.best_worst(record, ranking, allow_truncated=allow_truncated)
+            if isinstance(pair, PreferencePair):
+                audit.add_pair(pair)
+            one = pair if form == "dpo" else pairs.best_of_n(record, ranking, allow_truncated=allow_truncated)
+            if isinstance(one, str):
+                audit.drop(one)
+            else:
+                yield one
 
 
 def _rows(selected: Iterable[PreferencePair | Best]) -> Iterator[dict[str, Any]]:
@@ -122,11 +127,16 @@ def _rows(selected: Iterable[PreferencePair | Best]) -> Iterator[dict[str, Any]]
 _NO_PROMPT = Prompt("", ())
 
 
-def _rank(found: Iterable[Record], config: RunConfig) -> Sequence[Ranking]:
-    """Rankings of the eligible candidates; texts are dropped as they are read."""
-    kept, ids = [], []
-    for record in found:
-        ids.append([c.id for c in pairs.eligible(record.candidates, allow_truncated=config.allow_truncated)])
-        verdicts = tuple(replace(v, reason=None) for v in record.verdicts)
-        kept.append(Record(record.ordinal, _NO_PROMPT, (), verdicts))
-    return bradley_terry.rank(kept, ids)
+def _ranked(rows: Iterable[Row], allow_truncated: bool) -> Iterator[Ranked]:
+    """What the fit needs of each record."""
+    for *_, body in rows:
+        record = records.load(_NO_PROMPT, body)
+        yield _eligible(record, allow_truncated), record.verdicts
+
+
+def _record(ordinal: int, id: str, prompt: bytes, body: bytes) -> Record:
+    return records.load(records.load_prompt(ordinal, id, prompt)[0], body)
+
+
+def _eligible(record: Record, allow_truncated: bool) -> list[str]:
+    return [c.id for c in pairs.eligible(record.candidates, allow_truncated=allow_truncated)]

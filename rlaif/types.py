@@ -19,12 +19,13 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the policy is asked. `fields` keeps the input row's other columns."""
+    """What the policy is asked. `fields` keeps the input row's other columns, `ordinal` is its place in the input, from 0."""
 
     id: str
     messages: tuple[Message, ...]
     reference: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    ordinal: int = 0
 
     @property
     def text(self) -> str:
@@ -85,12 +86,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """All that was bought for one prompt. `ordinal` is its place in the input, from 0."""
+    """All that was bought for one prompt."""
 
-    ordinal: int
     prompt: Prompt
     candidates: tuple[Candidate, ...]
     verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def ordinal(self) -> int:
+        """The prompt's place in the input, from 0."""
+        return self.prompt.ordinal
 
 
 @dataclass(frozen=True, slots=True)

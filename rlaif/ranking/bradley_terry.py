@@ -9,208 +9,134 @@ p wins and 1 - p losses; a vote as one win or as two halves. The fit is the maxi
     half a win to each side of every pair that has votes (Jeffreys' prior of a binomial): a vote is one draw of the
     judge's preference, so two of two agreeing votes mean 0.83 and not 1. A probability is the preference itself.
 
-The strengths of all prompts and the position terms of all judges are fitted together by Newton's method. The Hessian is
-block diagonal but for the few position terms: each prompt is solved by itself, and the rest by its Schur complement.
+The position terms are few and pooled over all prompts; given them, each prompt is solved by itself. So they are fitted by
+Newton's method on the profile likelihood, in which the strengths have been maximised out: its gradient and curvature are
+sums over the prompts, taken chunk by chunk from a file. The first chunk alone gives the start: then three passes do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations
+from tempfile import SpooledTemporaryFile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.ranking.games import Block, Floats, Games, Ranked, within
 from rlaif.types import Ranking, Record, Verdict
 
 STRENGTH_SD = 100.0 / 2**0.5
 POSITION_SD = 10.0
-_TOLERANCE = 1e-9
+_CLOSE = 1e-6  # the error after a step of Newton's method is about the square of the step
 _MOST_STEPS = 100
 _LONGEST_STEP = 3.0
-_CELLS = 2**18
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+_HELD_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Games:
-    """Comparisons of many prompts, a row each: in prompt `p`, `i` against `j`, of which `i` won the share `won`.
+class Fit:
+    """`position` is each judge's bonus for the first place, `strengths` yields each prompt's, mean 0, once, in order."""
 
-    `judge` is the judge's index where i was shown before j by a judge of pairs, -1 where order played no part.
-    """
-
-    counts: Ints
-    p: Ints
-    i: Ints
-    j: Ints
-    won: Floats
-    judge: Ints
-    judges: tuple[str, ...]
+    position: Mapping[str, float]
+    strengths: Iterator[list[float]]
 
 
-def games(records: Sequence[tuple[Sequence[str], Sequence[Verdict]]]) -> Games:
-    """The comparisons in the verdicts of each record's ranked ids. Failed verdicts hold none."""
-    judges: dict[str, int] = {}
-    rows: list[tuple[int, int, int, float, int]] = []
-    for p, (ids, verdicts) in enumerate(records):
-        place = {c: k for k, c in enumerate(ids)}
-        voted: set[tuple[int, int]] = set()
-        for group in _by_judge(verdicts):
-            for shown, won, is_vote, ordered in group:
-                i, j = place[shown[0]], place[shown[1]]
-                order = judges.setdefault(ordered, len(judges)) if ordered else -1
-                rows.append((p, i, j, won, order))
-                if is_vote:
-                    voted.add((min(i, j), max(i, j)))
-        rows.extend((p, i, j, 0.5, -1) for i, j in sorted(voted))
-    table = np.array(rows, dtype=np.float64).reshape(-1, 5)
-    ints = table.astype(np.int64)
-    counts = np.array([len(ids) for ids, _ in records], dtype=np.int64)
-    return Games(counts, ints[:, 0], ints[:, 1], ints[:, 2], table[:, 3], ints[:, 4], tuple(judges))
+@contextmanager
+def fit(ranked: Iterable[Ranked]) -> Iterator[Fit]:
+    """The fit of all prompts together. Reads `ranked` once; while it is open, the games are in an unnamed temporary file."""
+    with SpooledTemporaryFile(_HELD_BYTES) as file:
+        games = Games(file, ranked)
+        position = _position(games)
+        yield Fit(dict(zip(games.judges, position.tolist(), strict=True)), _strengths(games, position))
 
 
-Row = tuple[tuple[str, str], float, bool, str]
+def _position(games: Games) -> Floats:
+    """The judges' position terms, in the order of `games.judges`."""
+    position = np.zeros(len(games.judges))
+    for most in sorted({1, len(games)}) if games.judges else ():
+        for _ in range(_MOST_STEPS):
+            gradient: Floats = -position / POSITION_SD**2
+            curvature: Floats = np.eye(len(position)) / POSITION_SD**2
+            for block in games.blocks(most):
+                if block.judge.max(initial=-1) >= 0:
+                    step = _settle(block, position)
+                    gradient, curvature = gradient + step.gradient, curvature + step.curvature
+            moved = _capped(np.asarray(np.linalg.solve(curvature, gradient), dtype=np.float64))
+            position = position + moved
+            if np.abs(moved).max() < _CLOSE:
+                break
+    return position
 
 
-def _by_judge(verdicts: Sequence[Verdict]) -> list[list[Row]]:
-    """Each verdict's pairs as (shown, share won by the first, is it a vote, judge if the order may matter)."""
-    found: list[list[Row]] = []
-    alone: dict[str, list[tuple[str, float]]] = {}
-    orders = {(v.judge, v.shown) for v in verdicts}
-    for verdict in verdicts:
-        if verdict.scores is None:
-            continue
-        if len(verdict.shown) == 1:
-            alone.setdefault(verdict.judge, []).append((verdict.shown[0], verdict.scores[0]))
-            continue
-        soft = verdict.scale == "probability"
-        compares = len(verdict.shown) == 2 and (verdict.scale != "rating" or (verdict.judge, verdict.shown[::-1]) in orders)
-        ordered = verdict.judge if compares else ""
-        pairs = combinations(zip(verdict.shown, verdict.scores, strict=True), 2)
-        found.append([((a, b), _share(x, y, soft), not soft, ordered) for (a, x), (b, y) in pairs])
-    for ratings in alone.values():
-        found.append([((a, b), _share(x, y, False), True, "") for (a, x), (b, y) in combinations(ratings, 2)])
-    return found
-
-
-def _share(first: float, second: float, soft: bool) -> float:
-    if soft:
-        return first / (first + second) if first + second > 0 else 0.5
-    return 1.0 if first > second else 0.0 if first < second else 0.5
-
-
-def fit(data: Games) -> tuple[list[Floats], Floats]:
-    """(each prompt's strengths, mean 0; the judges' position terms, in the order of `data.judges`)."""
-    judges = len(data.judges)
-    position = np.zeros(judges)
-    blocks = _blocks(data)
-    for _ in range(_MOST_STEPS):
-        steps = [_solve(block, position) for block in blocks]
-        gradient = sum((step.gradient for step in steps), -position / POSITION_SD**2)
-        schur = sum((step.schur for step in steps), np.eye(judges) / POSITION_SD**2)
-        moved: Floats = _capped(np.asarray(np.linalg.solve(schur, gradient))) if judges else position
-        longest = float(np.abs(moved).max(initial=0.0))
-        for block, step in zip(blocks, steps, strict=True):
-            by = _capped(step.alone - step.with_position @ moved)
-            block.strengths[:] += by
-            longest = max(longest, float(np.abs(by).max(initial=0.0)))
-        position = position + moved
-        if longest < _TOLERANCE:
-            break
-    found: list[Floats] = [np.zeros(0)] * len(data.counts)
-    for block in blocks:
-        for prompt, row in zip(block.prompts, block.strengths, strict=True):
-            found[prompt] = row - row.mean() if len(row) else row
-    return found, position
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Prompts with the same number of candidates and their games, `p` counted within the block."""
-
-    prompts: Ints
-    strengths: Floats
-    p: Ints
-    i: Ints
-    j: Ints
-    won: Floats
-    judge: Ints
-
-
-def _blocks(data: Games) -> list[_Block]:
-    """The prompts, those of one width together, in blocks of bounded memory."""
-    order = np.argsort(data.counts, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    games = np.argsort(place[data.p], kind="stable")
-    sorted_p, widths = place[data.p][games], data.counts[order]
-    blocks, start = [], 0
-    while start < len(order):
-        width = int(widths[start])
-        same = int(np.searchsorted(widths, width, side="right"))
-        stop = min(same, start + max(1, _CELLS // max(1, width * width)))
-        rows = games[np.searchsorted(sorted_p, start) : np.searchsorted(sorted_p, stop)]
-        blocks.append(
-            _Block(
-                order[start:stop],
-                np.zeros((stop - start, width)),
-                place[data.p[rows]] - start,
-                data.i[rows],
-                data.j[rows],
-                data.won[rows],
-                data.judge[rows],
-            )
-        )
-        start = stop
-    return blocks
+def _strengths(games: Games, position: Floats) -> Iterator[list[float]]:
+    for count, blocks in games.chunks():
+        rows: list[list[float]] = [[]] * count
+        for block in blocks:
+            if len(block.won):
+                _settle(block, position)
+                block.strengths[:] -= block.strengths.mean(axis=1, keepdims=True)
+            for prompt, row in zip(block.prompts.tolist(), block.strengths.tolist(), strict=True):
+                rows[prompt] = row
+        yield from rows
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Newton's step of a block of prompts, as it depends on the position terms' step d: `alone - with_position @ d`.
+    """Newton's step of a block's strengths, and the block's share of the profile likelihood in the position terms."""
 
-    `gradient` and `schur` are the block's share of the position terms' own equation, the strengths eliminated.
-    """
-
-    alone: Floats
-    with_position: Floats
+    strengths: Floats
     gradient: Floats
-    schur: Floats
+    curvature: Floats
 
 
-def _solve(block: _Block, position: Floats) -> _Step:
-    strengths, p, i, j, judge = block.strengths, block.p, block.i, block.j, block.judge
-    ordered, judges = judge >= 0, len(position)
-    bonus = np.where(ordered, np.append(position, 0.0)[judge], 0.0)
-    expected = _sigmoid(strengths[p, i] - strengths[p, j] + bonus)
+def _settle(block: Block, position: Floats) -> _Step:
+    """Moves the block's strengths to their best, given the position terms; returns the last step."""
+    for _ in range(_MOST_STEPS):
+        step = _newton(block, position)
+        moved = _capped(step.strengths)
+        block.strengths[:] += moved
+        if np.abs(moved).max(initial=0.0) < _CLOSE:
+            break
+    return step
+
+
+def _newton(block: Block, position: Floats) -> _Step:
+    one, other, judge, judges = block.one, block.other, block.judge, len(position)
+    prompts, width = block.strengths.shape
+    strengths, cells = block.strengths.ravel(), block.strengths.size
+    expected = _sigmoid(strengths[one] - strengths[other] + np.append(position, 0.0)[judge])
     surprise, weight = block.won - expected, expected * (1.0 - expected)
 
-    gradient = -strengths / STRENGTH_SD**2
-    np.add.at(gradient, (p, i), surprise)
-    np.add.at(gradient, (p, j), -surprise)
-    hessian = np.zeros((*strengths.shape, strengths.shape[1]))
-    diagonal = np.arange(strengths.shape[1])
-    hessian[:, diagonal, diagonal] = 1.0 / STRENGTH_SD**2
-    for a, b, sign in ((i, i, 1.0), (j, j, 1.0), (i, j, -1.0), (j, i, -1.0)):
-        np.add.at(hessian, (p, a, b), sign * weight)
-    cross = np.zeros((*strengths.shape, judges))
-    np.add.at(cross, (p[ordered], i[ordered], judge[ordered]), weight[ordered])
-    np.add.at(cross, (p[ordered], j[ordered], judge[ordered]), -weight[ordered])
+    gradient = _sums(one, surprise, cells) - _sums(other, surprise, cells) - strengths / STRENGTH_SD**2
+    met = _sums(one * width + other % width, weight, cells * width).reshape(prompts, width, width)
+    hessian = -met - met.transpose(0, 2, 1)
+    diagonal = np.arange(width)
+    total = _sums(one, weight, cells) + _sums(other, weight, cells) + 1.0 / STRENGTH_SD**2
+    hessian[:, diagonal, diagonal] += total.reshape(prompts, width)
 
-    solved = np.linalg.solve(hessian, np.concatenate([gradient[:, :, None], cross], axis=2))
+    ordered = np.flatnonzero(judge >= 0)
+    judge, surprise, weight = judge[ordered], surprise[ordered], weight[ordered]
+    cross = _sums(one[ordered] * judges + judge, weight, cells * judges)
+    cross -= _sums(other[ordered] * judges + judge, weight, cells * judges)
+    cross = cross.reshape(prompts, width, judges)
+
+    right = np.concatenate([gradient.reshape(prompts, width, 1), cross], axis=2)
+    solved = np.linalg.solve(hessian, right)
     alone, with_position = solved[:, :, 0], solved[:, :, 1:]
-    own = np.bincount(judge[ordered], surprise[ordered], minlength=judges)
-    curvature = np.bincount(judge[ordered], weight[ordered], minlength=judges)
     return _Step(
         alone,
-        with_position,
-        own - np.einsum("pkj,pk->j", cross, alone),
-        np.diag(curvature) - np.einsum("pkj,pkl->jl", cross, with_position),
+        _sums(judge, surprise, judges) - np.einsum("pkj,pk->j", cross, alone),
+        np.diag(_sums(judge, weight, judges)) - np.einsum("pkj,pkl->jl", cross, with_position),
     )
+
+
+def _sums(cells: NDArray[np.integer[Any]], shares: Floats, size: int) -> Floats:
+    """The sum of the shares that fall into each of `size` cells."""
+    return np.asarray(np.bincount(cells, shares, size), dtype=np.float64)
 
 
 def _capped(step: Floats) -> Floats:
@@ -221,15 +147,15 @@ def _capped(step: Floats) -> Floats:
 
 def rank(records: Sequence[Record], ranked_ids: Sequence[Sequence[str]]) -> list[Ranking]:
     """A ranking of each record's `ranked_ids` from its verdicts, the position terms pooled over all records."""
-    kept = [
-        (ids, [v for v in record.verdicts if set(v.shown) <= set(ids)]) for record, ids in zip(records, ranked_ids, strict=True)
-    ]
-    strengths, _ = fit(games(kept))
-    rankings = []
-    for (ids, verdicts), row in zip(kept, strengths, strict=True):
-        fitted = tuple(float(x) for x in row)
-        rankings.append(Ranking(tuple(ids), fitted, _ratings(ids, verdicts) or fitted))
-    return rankings
+    ranked = [(ids, record.verdicts) for record, ids in zip(records, ranked_ids, strict=True)]
+    with fit(ranked) as fitted:
+        return [ranking(*one, strengths) for one, strengths in zip(ranked, fitted.strengths, strict=True)]
+
+
+def ranking(ids: Sequence[str], verdicts: Sequence[Verdict], strengths: Sequence[float]) -> Ranking:
+    """The ranking of `ids` with their fitted strengths; its scores are the ratings of a lone rating judge."""
+    fitted = tuple(strengths)
+    return Ranking(tuple(ids), fitted, _ratings(ids, within(ids, verdicts)) or fitted)
 
 
 def _ratings(ids: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[float, ...] | None:

@@ -1,0 +1,170 @@
+"""Verdicts as games of two candidates, in arrays in a temporary file: however many prompts, memory holds one chunk.
+
+A verdict that shows two is a game; one that shows k, or k ratings of one judge, are the games of all their pairs. A pair
+with votes gets one game more, half won by each: see `bradley_terry`. The chunks follow the order and the content of the
+prompts alone, so that equal prompts give equal sums.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif.types import Verdict
+
+_CHUNK = 2**17
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int32]
+Ranked = tuple[Sequence[str], Sequence[Verdict]]
+"""The ids of a prompt's candidates that are ranked, and the verdicts on the prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Prompts of a chunk with the same number of candidates, and their games.
+
+    `prompts` are their places in the chunk, `strengths` has a row for each. In a game, `one` met `other`, both counted
+    through the flat strengths, and won the share `won`. `judge` is the judge's index where `one` was shown before `other`
+    by a judge of pairs, -1 where order played no part.
+    """
+
+    prompts: Ints
+    strengths: Floats
+    one: Ints
+    other: Ints
+    judge: Ints
+    won: Floats
+
+
+class Games:
+    """The games of many prompts in `file`, added once each in a fixed order. `judges` are those whose order may matter."""
+
+    def __init__(self, file: IO[bytes], ranked: Iterable[Ranked]) -> None:
+        self._file = file
+        self._chunks: list[tuple[int, list[tuple[int, int, int, int]]]] = []
+        self.judges: dict[str, int] = {}
+        chunk = _Chunk()
+        for ids, verdicts in ranked:
+            chunk.add(ids, verdicts, self.judges)
+            if chunk.size >= _CHUNK:
+                self._put(chunk)
+                chunk = _Chunk()
+        if chunk.counts:
+            self._put(chunk)
+
+    def __len__(self) -> int:
+        """The number of chunks."""
+        return len(self._chunks)
+
+    def chunks(self, most: int | None = None) -> Iterator[tuple[int, Iterator[Block]]]:
+        """(number of prompts, their blocks) of each chunk, of the first `most`. The strengths are as they were kept."""
+        for count, places in self._chunks[:most]:
+            yield count, (self._get(*place) for place in places)
+
+    def blocks(self, most: int | None = None) -> Iterator[Block]:
+        """The blocks of all chunks; what is written to a block's strengths is kept when the next one is asked for."""
+        for _, places in self._chunks[:most]:
+            for place in places:
+                block = self._get(*place)
+                yield block
+                self._file.seek(place[0])
+                self._file.write(block.strengths.tobytes())
+
+    def _put(self, chunk: _Chunk) -> None:
+        places = []
+        for block in chunk.blocks():
+            places.append((self._file.seek(0, 2), *block.strengths.shape, len(block.won)))
+            for part in (block.strengths, block.won, block.prompts, block.one, block.other, block.judge):
+                self._file.write(part.tobytes())
+        self._chunks.append((len(chunk.counts), places))
+
+    def _get(self, start: int, prompts: int, width: int, games: int) -> Block:
+        self._file.seek(start)
+        floats = np.frombuffer(self._file.read(8 * (prompts * width + games)))
+        ints = np.frombuffer(self._file.read(4 * (prompts + 3 * games)), dtype=np.int32)
+        strengths = floats[: prompts * width].reshape(prompts, width).copy()
+        one, other, judge = ints[prompts:].reshape(3, games)
+        return Block(ints[:prompts], strengths, one, other, judge, floats[prompts * width :])
+
+
+class _Chunk:
+    """Games as they come in, a column each: in prompt `p`, `i` met `j`."""
+
+    def __init__(self) -> None:
+        self.counts = array("i")
+        self.size = 0
+        self._p, self._i, self._j, self._judge = array("i"), array("i"), array("i"), array("i")
+        self._won = array("d")
+
+    def add(self, ids: Sequence[str], verdicts: Sequence[Verdict], judges: dict[str, int]) -> None:
+        p, place = len(self.counts), {c: k for k, c in enumerate(ids)}
+        voted: set[tuple[int, int]] = set()
+        alone: dict[str, list[tuple[int, float]]] = {}
+        orders: set[tuple[str, tuple[str, ...]]] | None = None
+        before = len(self._p)
+        verdicts = within(ids, verdicts)
+        for verdict in verdicts:
+            shown, scores = verdict.shown, verdict.scores
+            if scores is None:
+                continue
+            if len(shown) == 1:
+                alone.setdefault(verdict.judge, []).append((place[shown[0]], scores[0]))
+                continue
+            soft, ordered = verdict.scale == "probability", len(shown) == 2
+            if ordered and verdict.scale == "rating":
+                orders = {(v.judge, v.shown) for v in verdicts} if orders is None else orders
+                ordered = (verdict.judge, shown[::-1]) in orders
+            judge = judges.setdefault(verdict.judge, len(judges)) if ordered else -1
+            scored = [(place[c], score) for c, score in zip(shown, scores, strict=True)]
+            self._meet(p, scored, soft, judge, voted)
+        for ratings in alone.values():
+            self._meet(p, ratings, False, -1, voted)
+        for i, j in sorted(voted):
+            self._game(p, i, j, -1, 0.5)
+        self.counts.append(len(ids))
+        self.size += len(ids) ** 2 + len(self._p) - before
+
+    def _meet(self, p: int, scored: Sequence[tuple[int, float]], soft: bool, judge: int, voted: set[tuple[int, int]]) -> None:
+        """A game of every two, the earlier one first."""
+        for (i, x), (j, y) in combinations(scored, 2):
+            if soft:
+                self._game(p, i, j, judge, x / (x + y) if x + y > 0 else 0.5)
+            else:
+                self._game(p, i, j, judge, 1.0 if x > y else 0.0 if x < y else 0.5)
+                voted.add((i, j) if i < j else (j, i))
+
+    def _game(self, p: int, i: int, j: int, judge: int, won: float) -> None:
+        self._p.append(p)
+        self._i.append(i)
+        self._j.append(j)
+        self._judge.append(judge)
+        self._won.append(won)
+
+    def blocks(self) -> Iterator[Block]:
+        counts, p, i, j, judge = (np.array(column, dtype=np.int32) for column in self._columns())
+        won = np.array(self._won, dtype=np.float64)
+        place = np.empty_like(counts)
+        for width in np.unique(counts):
+            prompts = np.flatnonzero(counts == width).astype(np.int32)
+            place[prompts] = np.arange(len(prompts))
+            mine = np.flatnonzero(counts[p] == width)
+            row = place[p[mine]] * width
+            yield Block(prompts, np.zeros((len(prompts), width)), row + i[mine], row + j[mine], judge[mine], won[mine])
+
+    def _columns(self) -> tuple[array[int], ...]:
+        return self.counts, self._p, self._i, self._j, self._judge
+
+
+def within(ids: Sequence[str], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
+    """The verdicts that show none but `ids`."""
+    known = set(ids)
+    if all(known.issuperset(v.shown) for v in verdicts):
+        return verdicts
+    return [v for v in verdicts if known.issuperset(v.shown)]
