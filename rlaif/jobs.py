@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,7 +227,7 @@ class Run:
         try:
             async with aclosing(finished):
                 async for record in finished:
-                    await ledger.save_record(record.ordinal, records.dump(record))
+                    await ledger.save_record(record.ordinal, records.dump_prompt(record.prompt), records.dump(record))
                     self.progress.done += 1
                     yield record
         except StopRun as error:
@@ -245,7 +245,14 @@ class Run:
     def _finish(self, ledger: Ledger, parts: _Parts, stopped: StopRun | None) -> dict[str, Any]:
         """Writes the export (of a run that was not stopped) and summary.json; returns the summary."""
         tally = self.progress.tally
-        summary = results.finish(ledger, self.config, write=stopped is None, free=parts.free) | {
+        spent = ledger.spend()
+        spend: dict[str, Any] = {
+            "tokens": {"prompt": spent.prompt_tokens, "completion": spent.completion_tokens},
+            "cost_usd": None if spent.unpriced or not parts.free else 0.0,
+        }
+        if spent.uncounted:
+            spend["tokens"]["calls_without_a_count"] = spent.uncounted
+        summary = results.finish(ledger, self.config, write=stopped is None, spend=spend) | {
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
             "judges": [judge.name for judge in parts.judges],
             "wall_s": round(time.monotonic() - self.progress.started, 3),
@@ -259,9 +266,12 @@ class Run:
 
     def _read(self) -> Iterator[tuple[Prompt, list[Candidate]]]:
         config = self.config
+        rows: Iterator[tuple[Prompt, list[Candidate]]]
         if config.command == "judge":
-            return data.read_candidates(self._source, system=config.system, limit=config.limit)
-        return ((p, []) for p in data.read_prompts(self._source, system=config.system, limit=config.limit))
+            rows = data.read_candidates(self._source, system=config.system, limit=config.limit)
+        else:
+            rows = ((p, []) for p in data.read_prompts(self._source, system=config.system, limit=config.limit))
+        return ((replace(prompt, ordinal=k), given) for k, (prompt, given) in enumerate(rows))
 
     def _judge_model(self) -> str | None:
         return self.config.judge_model or next(iter(self.config.policy), None)

@@ -33,7 +33,7 @@ CREATE TABLE prompts (ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL, digest TEXT
 CREATE TABLE calls (id INTEGER PRIMARY KEY, role TEXT NOT NULL, model TEXT NOT NULL, kept_at REAL NOT NULL,
                     prompt_tokens INTEGER, completion_tokens INTEGER, free INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE answers (key TEXT PRIMARY KEY, call INTEGER, choice INTEGER, kind TEXT, message TEXT) WITHOUT ROWID;
-CREATE TABLE records (ordinal INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE records (ordinal INTEGER PRIMARY KEY, prompt BLOB NOT NULL, body BLOB NOT NULL);
 """
 _GROUP = 512
 
@@ -152,13 +152,15 @@ class Ledger:
         """(ordinal, id, digest) of every prompt this directory has seen, in input order."""
         yield from self._reader.execute("SELECT ordinal, id, digest FROM prompts ORDER BY ordinal")
 
-    def records(self, limit: int | None = None) -> Iterator[bytes]:
-        """The bodies of finished records in input order, those of the first `limit` prompts."""
+    def records(self, limit: int | None = None) -> Iterator[tuple[int, str, bytes, bytes]]:
+        """(ordinal, id, prompt's body, record's body) of finished records in input order, of the first `limit` prompts."""
         rows = self._reader.execute(
-            "SELECT body FROM records WHERE ordinal < ? ORDER BY ordinal", (2**62 if limit is None else limit,)
+            "SELECT r.ordinal, p.id, r.prompt, r.body FROM records r JOIN prompts p USING (ordinal)"
+            " WHERE r.ordinal < ? ORDER BY r.ordinal",
+            (2**62 if limit is None else limit,),
         )
-        for (body,) in rows:
-            yield zlib.decompress(body)
+        for ordinal, name, prompt, body in rows:
+            yield ordinal, name, zlib.decompress(prompt), zlib.decompress(body)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -211,10 +213,10 @@ class Ledger:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
         await self._commit(lambda db: db.execute("DELETE FROM answers WHERE kind = ?", (kind,)) and None)
 
-    async def save_record(self, ordinal: int, body: bytes) -> None:
+    async def save_record(self, ordinal: int, prompt: bytes, body: bytes) -> None:
         """Stores a finished record."""
-        row = (ordinal, zlib.compress(body, 6))
-        await self._commit(lambda db: db.execute("INSERT OR REPLACE INTO records VALUES (?, ?)", row) and None)
+        row = (ordinal, zlib.compress(prompt, 6), zlib.compress(body, 6))
+        await self._commit(lambda db: db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", row) and None)
 
     def note_usage(self, call: int, prompt_tokens: int | None, completion_tokens: int | None) -> None:
         """Adds the token counts of a call, with the next commit."""
