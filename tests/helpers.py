@@ -128,7 +128,7 @@ def summary(out: Path) -> dict[str, Any]:
 def stored_records(out: Path) -> list[Record]:
     """The finished records of a run directory."""
     with closing(Ledger.read(out)) as ledger:
-        return [records.load(body) for body in ledger.records()]
+        return [records.load(records.load_prompt(*row[:3])[0], row[3]) for row in ledger.records()]
 
 
 def committed(out: Path) -> set[str]:

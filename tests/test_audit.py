@@ -23,7 +23,7 @@ def said(shown: str, winner: str | None, judge: str = "j") -> Verdict:
 
 def numbers(*verdicts: Verdict) -> dict:
     audit = Audit()
-    audit.add(Record(0, PROMPT, (), verdicts))
+    audit.add(Record(PROMPT, (), verdicts))
     return audit.numbers()
 
 
@@ -66,9 +66,9 @@ def test_a_judge_without_position_bias_names_the_first_half_of_the_time_whatever
 
 def test_counts_add_up_over_records():
     audit = Audit()
-    audit.add(Record(0, PROMPT, (), (said("ab", "a"), said("ba", "b"))))
-    audit.add(Record(1, PROMPT, (), (said("ab", "a"), said("ba", "a"), said("ac", "?"))))
-    audit.add(Record(2, PROMPT, ()))
+    audit.add(Record(PROMPT, (), (said("ab", "a"), said("ba", "b"))))
+    audit.add(Record(PROMPT, (), (said("ab", "a"), said("ba", "a"), said("ac", "?"))))
+    audit.add(Record(PROMPT, ()))
     audit.drop("tied")
     audit.drop("tied")
     assert audit.records == 3 and audit.dropped == {"tied": 2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -46,7 +47,7 @@ def test_a_pair_that_is_none_is_refused(chosen, rejected):
 
 
 def test_an_sft_row_is_a_completion_with_where_it_comes_from():
-    record = Record(0, PROMPT, (), (Verdict("one", ("p/0", "p/1"), (1.0, 0.0)), Verdict("two", ("p/0",), None, error="x")))
+    record = Record(PROMPT, (), (Verdict("one", ("p/0", "p/1"), (1.0, 0.0)), Verdict("two", ("p/0",), None, error="x")))
     row = sft.row(Best(record, Candidate("p/0", "good", "m"), 2.5, 0.75, 4))
     assert list(row) == ["id", "prompt", "completion", "score", "p_win", "n", "model", "judge"]
     assert row["completion"] == [{"role": "assistant", "content": "good"}]
@@ -105,15 +106,18 @@ def test_rows_are_of_one_moment_whatever_is_stored_meanwhile(tmp_path, monkeypat
     rows = [{"prompt": f"{k}", "candidates": ["a", "bb"]} for k in range(3)]
     rlaif.judge(rows[:2], judge="longest.py:longest", out=tmp_path).wait()
     before = list(results.rows(tmp_path, "dpo"))
-    rank = results.bradley_terry.rank
+    fit = results.bradley_terry.fit
 
-    def rank_meanwhile(*given):
-        rlaif.judge(rows, judge="longest.py:longest", out=tmp_path).wait()
-        return rank(*given)
+    @contextmanager
+    def fit_meanwhile(ranked):
+        with fit(ranked) as fitted:
+            patched.undo()
+            rlaif.judge(rows, judge="longest.py:longest", out=tmp_path).wait()
+            yield fitted
 
     reading = results.rows(tmp_path, "dpo")
     with monkeypatch.context() as patched:
-        patched.setattr(results.bradley_terry, "rank", lambda *given: patched.undo() or rank_meanwhile(*given))
+        patched.setattr(results.bradley_terry, "fit", fit_meanwhile)
         assert list(reading) == before and len(before) == 2
     assert len(list(results.rows(tmp_path, "dpo"))) == 3
 

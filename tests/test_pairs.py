@@ -17,7 +17,7 @@ PROMPT = Prompt("p", ({"role": "user", "content": "q"},))
 
 
 def record(candidates, verdicts=()) -> Record:
-    return Record(0, PROMPT, tuple(candidates), tuple(verdicts))
+    return Record(PROMPT, tuple(candidates), tuple(verdicts))
 
 
 def texts(*said: str) -> list[Candidate]:
