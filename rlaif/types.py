@@ -19,12 +19,13 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the policy is asked. `fields` keeps the input row's other columns."""
+    """What the policy is asked. `fields` keeps the input row's other columns, `ordinal` is its place in the input, from 0."""
 
     id: str
     messages: tuple[Message, ...]
     reference: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    ordinal: int = 0
 
     @property
     def text(self) -> str:

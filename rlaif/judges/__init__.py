@@ -66,6 +66,8 @@ def resolve(judge: str | code.JudgeFunction, *, model: str | None, constitution:
 
 
 def _from_function(function: code.JudgeFunction, *, name: str | None = None, source: str | None = None) -> JudgePlan:
+    code.timeout_of(function)
+
     def build(_: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
         return code.CodeJudge(function, ledger, tally, name=name, source=source)
 
