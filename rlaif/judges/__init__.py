@@ -46,17 +46,17 @@ class JudgePlan:
 
 
 def resolve(
-    judge: str | code.JudgeFunction, *, model: str | None, constitution: str | None, timeout_s: float = 300.0
+    judge: str | code.JudgeFunction, *, model: str | None, constitution: str | None, timeout_s: float = code.TIMEOUT_S
 ) -> JudgePlan:
     """What `judge` means. `model` and `constitution` take precedence over a spec's. Raises InputError."""
     if not isinstance(judge, str):
         if not callable(judge):
             raise InputError(f"judge {judge!r} is neither a name nor a function")
-        return _from_function(judge)
+        return _from_function(judge, timeout_s)
     file, colon, function = judge.rpartition(":")
     if colon and file.endswith(".py"):
         found, source = code.load(judge, find("judges", file, ".py"), function)
-        return _from_function(found, name=function, source=source)
+        return _from_function(found, timeout_s, name=function, source=source)
     try:
         path = find("judges", judge, ".yaml")
     except InputError as error:
@@ -67,9 +67,13 @@ def resolve(
     return _from_spec(judge, path, model, constitution)
 
 
-def _from_function(function: code.JudgeFunction, *, name: str | None = None, source: str | None = None) -> JudgePlan:
+def _from_function(
+    function: code.JudgeFunction, timeout_s: float, *, name: str | None = None, source: str | None = None
+) -> JudgePlan:
+    code.timeout_of(function)
+
     def build(_: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
-        return code.CodeJudge(function, ledger, tally, name=name, source=source)
+        return code.CodeJudge(function, ledger, tally, name=name, source=source, timeout_s=timeout_s)
 
     return JudgePlan(None, code.arity_of(function), build)
 

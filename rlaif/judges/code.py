@@ -4,16 +4,15 @@
         return [-float(len(c.text)) for c in candidates]
 
 It gets a Prompt and the candidates it is to score, and returns one number each (higher is better) or a Verdict. It may be
-async, may set `arity` to be called on that many at a time, and raises to abstain. Its verdicts are kept in the ledger
-under a digest of its source: an unchanged function is not run twice on the same candidates.
+async, may set `arity` to be called on that many at a time and `timeout_s` to have more or less time, and raises to abstain.
+Its verdicts are kept in the ledger under a digest of its source: an unchanged function is not run twice on the same
+candidates. A call that raises or hangs harms its own item only, unless the function fails from the start in the same way
+on every item, or hangs again and again: that stops the run.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
-import functools
 import hashlib
 import importlib.util
 import inspect
@@ -21,129 +20,180 @@ import json
 import math
 import re
 import sys
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePath
-from types import CodeType, ModuleType
+import sysconfig
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rlaif.calls import Tally
 from rlaif.errors import InputError, StopRun
+from rlaif.judges.runners import Hung, Outcome, TaskRunner, ThreadRunner
+from rlaif.judges.source import source_digest
 from rlaif.keys import digest, plain
-from rlaif.ledger import Failure, Ledger
+from rlaif.ledger import KEY_BYTES, Failure, Ledger, Stored
 from rlaif.prices import Usage
 from rlaif.types import Candidate, Prompt, Verdict
 
-_AT_ONCE = 64
+TIMEOUT_S = 300.0
+_NOTHING = Usage(0, 0, 0)
+_SAME_AT_FIRST = 5
+_ABANDONED = 4
+_REMEMBERED = 256
+_LONGEST_MESSAGE = 1000
+_PARTICULARS = re.compile(r"0x[0-9a-fA-F]+|\d+|'[^']*'|\"[^\"]*\"")
+_LIBRARIES = tuple({str(Path(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
 JudgeFunction = Callable[[Prompt, Sequence[Candidate]], Any]
 
 
 class CodeJudge:
-    """Calls a function and keeps what it said: an async one at most 64 times at once, others one after another, in a thread."""
+    """Calls a function and keeps what it said: an async one at most 64 times at once, others one after another, in a thread.
+
+    A call may take `timeout_s`, or what the function's own attribute of that name says.
+    """
 
     def __init__(
-        self, function: JudgeFunction, ledger: Ledger, tally: Tally, *, name: str | None = None, source: str | None = None
+        self,
+        function: JudgeFunction,
+        ledger: Ledger,
+        tally: Tally,
+        *,
+        name: str | None = None,
+        source: str | None = None,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         self.arity = arity_of(function)
-        self.digest = digest(["code", self.name, source or _source_digest(function), self.arity])
+        self.digest = digest(["code", self.name, source or source_digest(function), self.arity])
         self._function, self._ledger, self._tally = function, ledger, tally
-        self._alone = asyncio.Lock()
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._timeout_s = timeout_of(function, timeout_s)
+        kind = (TaskRunner, self._verdict_later) if _is_async(function) else (ThreadRunner, self._verdict)
+        self._new_runner: Callable[..., ThreadRunner | TaskRunner] = kind[0]
+        self._work: Callable[..., Any] = kind[1]
+        self._runner: ThreadRunner | TaskRunner | None = None
         self._stopped: StopRun | None = None
+        self._asked: dict[int, tuple[Prompt, hashlib.blake2b]] = {}
+        self._worked, self._failures, self._abandoned = False, list[str](), 0
 
     def stop(self, reason: StopRun) -> None:
         """Lets no further call begin: those that wait for their turn raise `reason`."""
         self._stopped = reason
+        if self._runner is not None:
+            self._runner.stop(reason)
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
-        """The function's verdict on `shown`; one that raises or returns no usable scores has an error instead."""
-        ids = tuple(c.id for c in shown)
-        asked = [list(prompt.messages), prompt.reference, dict(prompt.fields), [[c.text, c.model, c.score] for c in shown]]
-        key = bytes.fromhex(digest([self.digest, plain(asked)]))
-        stored = self._ledger.lookup(prompt.ordinal, key)
+        """The function's verdict on `shown`; one that raises, hangs or returns no usable scores has an error instead."""
+        ids = tuple([c.id for c in shown])
+        key = self._key(prompt, shown)
+        stored = self._stored(prompt, key)
         if isinstance(stored, Failure):
             return Verdict(self.name, ids, None, error=f"{stored.kind}: {stored.message}")
         if stored is not None:
             self._tally.reused += 1
+            self._worked = True
             return _load(self.name, ids, self._ledger.body(stored.call))
+        verdict: Verdict
         try:
-            verdict = self._verdict(ids, await self._call(prompt, shown))
-        except StopRun:
-            raise
-        except (Exception, SystemExit) as error:
-            message = f"{type(error).__name__}: {error}"
-            await self._ledger.fail(prompt.ordinal, [key], "judge_raised", message, role="judge", model=self.name)
-            return Verdict(self.name, ids, None, error=f"judge_raised: {message}")
-        body = {"scores": verdict.scores, "scale": verdict.scale, "error": verdict.error, "reason": verdict.reason}
-        await self._ledger.keep(
-            prompt.ordinal, [key], json.dumps(body).encode(), role="judge", model=self.name, free=True, usage=Usage(0, 0, 0)
-        )
+            verdict, error = await self._run(prompt, shown, ids)
+        except Hung as hung:
+            return await self._gave_up(prompt, key, ids, hung)
+        if error is not None:
+            return await self._raised(prompt, key, ids, error)
+        self._worked = True
+        await self._keep(prompt, key, verdict)
         self._tally.bought("judge")
         return verdict
 
-    async def _call(self, prompt: Prompt, shown: Sequence[Candidate]) -> Any:
-        if inspect.iscoroutinefunction(self._function) or inspect.iscoroutinefunction(
-            getattr(self._function, "__call__", None)  # noqa: B004 - the method itself is asked for
-        ):
-            async with self._places:
-                self._check()
-                return await self._function(prompt, shown)
-        async with self._alone:
-            self._check()
-            said, error = await _in_thread(lambda: self._call_here(prompt, shown), f"judge-{self.name}")
-        if error is None:
-            return said
-        if isinstance(error, Exception) and not isinstance(error, StopIteration):
-            raise error
-        raise RuntimeError(f"{type(error).__name__}: {error}")
+    # The function
 
-    def _check(self) -> None:
+    async def _run(self, prompt: Prompt, shown: Sequence[Candidate], ids: tuple[str, ...]) -> Outcome:
+        """(its verdict, None), or (None, what it raised). Raises Hung or StopRun."""
+        loop = asyncio.get_running_loop()
+        if self._runner is None or self._runner.loop is not loop:
+            self._runner = self._new_runner(loop, self._timeout_s, f"judge-{self.name}")
         if self._stopped is not None:
             raise self._stopped
+        return await self._runner.run(self._work, prompt, shown, ids)
 
-    def _call_here(self, prompt: Prompt, shown: Sequence[Candidate]) -> tuple[Any, BaseException | None]:
-        """What the function returns or raises; a future cannot carry every exception."""
-        try:
-            return self._function(prompt, shown), None
-        except (Exception, SystemExit) as error:
-            return None, error
+    def _verdict(self, prompt: Prompt, shown: Sequence[Candidate], ids: tuple[str, ...]) -> Verdict:
+        return _read(self.name, ids, self._function(prompt, shown))
 
-    def _verdict(self, ids: tuple[str, ...], said: Any) -> Verdict:
-        """What the function returned, as a verdict on `ids`. Raises ValueError if it is none."""
-        if isinstance(said, Verdict):
-            if sorted(said.shown) != sorted(ids):
-                raise ValueError(f"the verdict is about {list(said.shown)}, shown were {list(ids)}")
-            if said.scores is None:
-                return Verdict(self.name, ids, None, error=said.error or "the judge gave no scores")
-            numbers = _numbers(said.scores, len(ids))
-            if said.scale not in ("probability", "vote", "rating"):
-                raise ValueError(f"the verdict's scale is {said.scale!r}; it may be probability, vote or rating")
-            if said.scale == "probability" and (min(numbers) < 0.0 or abs(sum(numbers) - 1.0) > 1e-6):
-                raise ValueError(f"probabilities must not be negative and sum to 1, got {list(numbers)}")
-            by_id = dict(zip(said.shown, numbers, strict=True))
-            return Verdict(self.name, ids, tuple(by_id[i] for i in ids), said.scale, reason=said.reason)
-        if said is None or isinstance(said, (str, bytes, dict)):
-            kind = "None" if said is None else f"a {type(said).__name__}"
-            raise ValueError(f"the judge returned {kind}; return one number for each candidate, or raise to abstain")
-        return Verdict(self.name, ids, _numbers(said, len(ids)))
+    async def _verdict_later(self, prompt: Prompt, shown: Sequence[Candidate], ids: tuple[str, ...]) -> Verdict:
+        return _read(self.name, ids, await self._function(prompt, shown))
 
+    # When it fails
 
-async def _in_thread(function: Callable[[], Any], name: str) -> Any:
-    """What `function` returns, from a thread that does not keep the program from ending; it must not raise."""
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    async def _raised(self, prompt: Prompt, key: bytes, ids: tuple[str, ...], error: BaseException) -> Verdict:
+        """The failed verdict, stored. Raises StopRun if the function seems to fail on everything."""
+        if isinstance(error, StopRun):
+            raise error
+        message = _message(error)
+        hopeless = self._hopeless(message)
+        await self._fail(prompt, key, "judge_raised", message)
+        if hopeless:
+            raise self._stop(
+                f"the judge {self.name!r} failed in the same way on each of its first {_SAME_AT_FIRST} calls: {message}"
+                f" ({_place(error, self._function)}). Correct it and run again, with --retry-failed if what you change is"
+                " outside its file; a judge that means to abstain returns a Verdict whose scores are None"
+            )
+        return Verdict(self.name, ids, None, error=f"judge_raised: {message}")
 
-    def settle(said: Any) -> None:
-        if not future.done():
-            future.set_result(said)
+    def _hopeless(self, message: str) -> bool:
+        """Whether the function has failed like this, but for the particulars, on every call so far."""
+        if not self._worked:
+            self._failures.append(_PARTICULARS.sub("#", message))
+            self._worked = len(set(self._failures)) > 1  # it looks at what it gets
+        return not self._worked and len(self._failures) >= _SAME_AT_FIRST
 
-    def work() -> None:
-        said = function()
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            future.get_loop().call_soon_threadsafe(settle, said)
+    async def _gave_up(self, prompt: Prompt, key: bytes, ids: tuple[str, ...], hung: Hung) -> Verdict:
+        """The failed verdict, stored. Raises StopRun when too many calls run on without an end."""
+        message = f"it did not return within {self._timeout_s:g} s"
+        await self._fail(prompt, key, "judge_hung", message)
+        self._abandoned += hung.abandoned
+        if self._abandoned >= _ABANDONED:
+            raise self._stop(
+                f"the judge {self.name!r} did not return within {self._timeout_s:g} s for {self._abandoned} calls, the last one"
+                f" on prompt {prompt.id!r}. If it only needs longer, set `{self.name}.timeout_s` beside the function; else"
+                " correct it. Then run again with --retry-failed; without it, the same command goes on with the other prompts"
+            )
+        return Verdict(self.name, ids, None, error=f"judge_hung: {message}")
 
-    threading.Thread(target=work, name=name, daemon=True).start()
-    return await future
+    def _stop(self, message: str) -> StopRun:
+        """Stops the run, unless it is being stopped; returns the reason."""
+        if self._stopped is None:
+            self.stop(StopRun("judge", message))
+        assert self._stopped is not None
+        return self._stopped
+
+    # The ledger
+
+    def _key(self, prompt: Prompt, shown: Sequence[Candidate]) -> bytes:
+        """The content of a call. The prompt is hashed once, however often it is asked about."""
+        known = self._asked.get(id(prompt))
+        if known is None or known[0] is not prompt:
+            known = (prompt, hashlib.blake2b(f"{self.digest} {_prompt_digest(prompt)}\n".encode(), digest_size=KEY_BYTES))
+            if len(self._asked) >= _REMEMBERED:
+                del self._asked[next(iter(self._asked))]
+            self._asked[id(prompt)] = known
+        hasher = known[1].copy()
+        for c in shown:
+            text = c.text.encode("utf-8", "surrogatepass")
+            hasher.update(f"{len(text)} {c.model!r} {c.score!r}\n".encode())
+            hasher.update(text)
+        return hasher.digest()
+
+    def _stored(self, prompt: Prompt, key: bytes) -> Stored | Failure | None:
+        return self._ledger.lookup(prompt.ordinal, key)
+
+    async def _keep(self, prompt: Prompt, key: bytes, verdict: Verdict) -> None:
+        body = {"scores": verdict.scores, "scale": verdict.scale, "error": verdict.error, "reason": verdict.reason}
+        await self._ledger.keep(
+            prompt.ordinal, [key], json.dumps(body).encode(), role="judge", model=self.name, free=True, usage=_NOTHING
+        )
+
+    async def _fail(self, prompt: Prompt, key: bytes, kind: str, message: str) -> None:
+        await self._ledger.fail(prompt.ordinal, [key], kind, message, role="judge", model=self.name)
 
 
 def load(spec: str, path: Path, function: str) -> tuple[JudgeFunction, str]:
@@ -169,11 +219,64 @@ def _functions(module: ModuleType) -> str:
     return ", ".join(names) or "none"
 
 
+def arity_of(function: JudgeFunction) -> int | None:
+    """How many candidates the function wants at a time, None for all. Raises InputError for anything but 1, 2, ..."""
+    arity = getattr(function, "arity", None)
+    if arity is not None and (not isinstance(arity, int) or isinstance(arity, bool) or arity < 1):
+        raise InputError(f"the judge's arity is {arity!r}; it must be 1, 2, ... or None for all candidates at once")
+    return arity
+
+
+def timeout_of(function: JudgeFunction, otherwise: float = TIMEOUT_S) -> float:
+    """How many seconds a call of the function may take. Raises InputError for anything but a positive number."""
+    timeout_s = getattr(function, "timeout_s", otherwise)
+    if not isinstance(timeout_s, (int, float)) or isinstance(timeout_s, bool) or not 0 < timeout_s < math.inf:
+        raise InputError(f"the judge's timeout_s is {timeout_s!r}; it must be a positive number of seconds")
+    return float(timeout_s)
+
+
+def _is_async(function: JudgeFunction) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - the method itself is asked for
+    )
+
+
+def _prompt_digest(prompt: Prompt) -> str:
+    parts = [list(prompt.messages), prompt.reference, dict(prompt.fields)]
+    try:
+        return digest(parts)
+    except (TypeError, ValueError):  # a value that JSON has no kind for
+        return digest(plain(parts))
+
+
+def _read(name: str, ids: tuple[str, ...], said: Any) -> Verdict:
+    """What the function returned, as a verdict on `ids`. Raises ValueError or TypeError if it is none."""
+    if isinstance(said, Verdict):
+        if sorted(said.shown) != sorted(ids):
+            raise ValueError(f"the verdict is about {list(said.shown)}, shown were {list(ids)}")
+        if said.scores is None:
+            return Verdict(name, ids, None, error=said.error or "the judge gave no scores")
+        numbers = _numbers(said.scores, len(ids))
+        if said.scale not in ("probability", "vote", "rating"):
+            raise ValueError(f"the verdict's scale is {said.scale!r}; it may be probability, vote or rating")
+        if said.scale == "probability" and (min(numbers) < 0.0 or abs(sum(numbers) - 1.0) > 1e-6):
+            raise ValueError(f"probabilities must not be negative and sum to 1, got {list(numbers)}")
+        by_id = dict(zip(said.shown, numbers, strict=True))
+        return Verdict(name, ids, tuple(by_id[i] for i in ids), said.scale, reason=said.reason)
+    if said is None or isinstance(said, (str, bytes, dict)):
+        kind = "None" if said is None else f"a {type(said).__name__}"
+        raise ValueError(f"the judge returned {kind}; return one number for each candidate, or raise to abstain")
+    if inspect.iscoroutine(said):
+        said.close()
+        raise ValueError("the judge returned a coroutine; make the function `async def` and await it there")
+    return Verdict(name, ids, _numbers(said, len(ids)))
+
+
 def _numbers(values: Any, count: int) -> tuple[float, ...]:
-    numbers = tuple(float(v) for v in values)
+    numbers = tuple([float(v) for v in values])
     if len(numbers) != count:
         raise ValueError(f"the judge returned {len(numbers)} scores for {count} candidates")
-    if not all(math.isfinite(n) for n in numbers):
+    if not all(map(math.isfinite, numbers)):
         raise ValueError(f"the judge returned a score that is no finite number: {list(numbers)}")
     return numbers
 
@@ -184,75 +287,24 @@ def _load(name: str, ids: tuple[str, ...], body: bytes) -> Verdict:
     return Verdict(name, ids, scores, said["scale"], error=said["error"], reason=said["reason"])
 
 
-def arity_of(function: JudgeFunction) -> int | None:
-    """How many candidates the function wants at a time, None for all. Raises InputError for anything but 1, 2, ..."""
-    arity = getattr(function, "arity", None)
-    if arity is not None and (not isinstance(arity, int) or isinstance(arity, bool) or arity < 1):
-        raise InputError(f"the judge's arity is {arity!r}; it must be 1, 2, ... or None for all candidates at once")
-    return arity
+def _message(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:  # it is the user's own class
+        text = "(it has no message)"
+    return f"{type(error).__name__}: {text}"[:_LONGEST_MESSAGE]
 
 
-def _source_digest(function: Any, seen: tuple[int, ...] = ()) -> str:
-    """A digest of what the function would say: its code, defaults, what it closes over, the plain values and functions
-    among the globals that it names, and the object it is bound to.
-
-    Of other objects only the kind counts: of a model that a judge holds, say.
-    """
-    seen = (*seen, id(function))
-    if isinstance(function, functools.partial):
-        return digest([_mark(part, seen) for part in (function.func, list(function.args), function.keywords)])
-    called = function if inspect.isroutine(function) else type(function).__call__
-    code = getattr(called, "__code__", None)
-    if code is None:  # built in
-        return digest(f"{getattr(called, '__module__', '')}.{getattr(called, '__qualname__', repr(called))}")
-    cells = []
-    for cell in getattr(called, "__closure__", None) or ():
-        try:
-            cells.append(_mark(cell.cell_contents, seen))
-        except ValueError:  # not filled yet
-            cells.append("empty")
-    holder = getattr(function, "__self__", None) if inspect.isroutine(function) else function
-    settings = _mark(getattr(holder, "__dict__", None), seen)
-    defaults = [_mark(getattr(called, name, None), seen) for name in ("__defaults__", "__kwdefaults__")]
-    known = getattr(called, "__globals__", {})
-    named = {name: _mark(known[name], seen) for name in sorted(_names(code)) if name in known}
-    return digest([_code(code), defaults, cells, settings, named])
-
-
-def _code(code: CodeType) -> list[Any]:
-    """What the code does, without where it stands."""
-    constants = [_code(c) if isinstance(c, CodeType) else _mark(c, ()) for c in code.co_consts[_docs(code) :]]
-    return [code.co_code.hex(), constants, list(code.co_names), list(code.co_varnames)]
-
-
-def _docs(code: CodeType) -> int:
-    """1 if the first constant is a docstring."""
-    return int(bool(code.co_flags & inspect.CO_NEWLOCALS and code.co_consts and isinstance(code.co_consts[0], str)))
-
-
-def _names(code: CodeType) -> set[str]:
-    return set(code.co_names).union(*(_names(c) for c in code.co_consts if isinstance(c, CodeType)))
-
-
-def _mark(value: Any, seen: tuple[int, ...]) -> Any:
-    """`value` where it is plain, a digest where it is a function, the name of its kind otherwise; once round a circle."""
-    if value is None or isinstance(value, (str, int, float, complex, bool, bytes, PurePath, re.Pattern)):
-        return repr(value)
-    if id(value) in seen:
-        return "again"
-    inside = (*seen, id(value))
-    if isinstance(value, (list, tuple)):
-        return [_mark(v, inside) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted(str(_mark(v, inside)) for v in value)
-    if isinstance(value, Mapping):
-        return {str(k): _mark(v, inside) for k, v in value.items()}
-    if inspect.isfunction(value) or inspect.ismethod(value) or isinstance(value, functools.partial):
-        return _source_digest(value, seen)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [type(value).__qualname__, _mark(vars(value) if hasattr(value, "__dict__") else repr(value), inside)]
-    wrapped = getattr(value, "__wrapped__", None)  # functools.cache and its like
-    if inspect.isroutine(wrapped):
-        return _source_digest(wrapped, seen)
-    kind = value if isinstance(value, type) or inspect.isbuiltin(value) else type(value)
-    return f"{kind.__module__}.{kind.__qualname__}"
+def _place(error: BaseException, function: JudgeFunction) -> str:
+    """FILE:LINE of the last step in the user's own code; of the function, where the error is about what it returned."""
+    package = str(Path(__file__).parents[1])
+    steps, trace = [], error.__traceback__
+    while trace is not None:
+        steps.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    theirs = [(file, line) for file, line in steps if not file.startswith((package, "<frozen"))]
+    if not theirs:
+        code = getattr(inspect.unwrap(function), "__code__", None)
+        return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+    own = [(file, line) for file, line in theirs if not file.startswith(_LIBRARIES)] or theirs
+    return "{}:{}".format(*own[-1])
