@@ -59,6 +59,14 @@ class Room:
         """How many requests there were."""
         return int(self._get("/count"))
 
+    def bill(self, *, every: bool = False) -> dict[str, Any]:
+        """What was worked out and what was written whole, by model; and how often requests were billed (`every`: all)."""
+        return dict(self._get("/bill?every=1" if every else "/bill"))
+
+    def rate(self) -> dict[str, float]:
+        """Requests allowed, accepted and refused, and those that came before the client was told to come back."""
+        return dict(self._get("/rate"))
+
     def calls(self) -> tuple[int, int]:
         """(policy calls, judge calls) so far."""
         log = self.log()

@@ -1,0 +1,103 @@
+"""What a perfect endpoint says: a completion is a function of the behaviour and the request alone.
+
+Answers are hashed from the model, the messages, the seed and the choice's index, and hold a hidden number ("quality 0.731").
+Requests with log-probabilities or `[[A]]` in the last message are judge calls: the oracle compares the last two qualities
+in the message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Any
+
+from chaos.behaviour import Behaviour
+
+QUALITY = re.compile(r"quality (\d\.\d+)")
+THINKING = "Perhaps [[A]], or rather [[B]]; my first draft had quality 0.999."
+_sorted_json = json.JSONEncoder(sort_keys=True).encode
+
+
+class Asked:
+    """A request, written as JSON once: `id` is the hash of all of it, whatever the order of its keys."""
+
+    __slots__ = ("_mark", "_seed", "body", "id", "judge")
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self.body = body
+        messages, model = _sorted_json(body["messages"]), _sorted_json(body["model"])
+        rest = _sorted_json({name: value for name, value in body.items() if name != "messages"})
+        self.id = hashlib.sha256(f"{messages}{rest}".encode()).hexdigest()[:24]
+        self.judge = bool(body.get("logprobs")) or "[[A]]" in body["messages"][-1]["content"]
+        self._mark = hashlib.sha256(f"[{model}, {messages}, [".encode())
+        self._seed = _sorted_json(body.get("seed"))
+
+    def mark(self, index: int | None) -> str:
+        """The hash of what choice `index` depends on; without the index and the seed for None."""
+        mark = self._mark.copy()
+        mark.update(b"]]" if index is None else f"{self._seed}, {index}]]".encode())
+        return mark.hexdigest()
+
+
+def answer(how: Behaviour, asked: Asked, more: int = 0) -> dict[str, Any]:
+    """The completion of a request, with `more` choices than the behaviour says."""
+    body = asked.body
+    n = body.get("n", 1)
+    n = min(n if n == 1 else max(1, n - how.missing_choices), how.most_choices)
+    verdict = _verdict(how, body) if asked.judge else None
+    choices = [_choice(how, asked, index, verdict) for index in range(max(1, n + more))]
+    prompt = sum(len(m["content"].split()) for m in body["messages"])
+    said = sum(len((c["message"]["content"] or "").split()) for c in choices)
+    usage = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+    return {"id": asked.id, "object": "chat.completion", "model": body["model"], "choices": choices, "usage": usage}
+
+
+def _choice(how: Behaviour, asked: Asked, index: int, verdict: float | str | None) -> dict[str, Any]:
+    scored = asked.body.get("logprobs")
+    probability = verdict if isinstance(verdict, float) else None
+    finish, logprobs = "stop", None
+    if verdict is None:
+        text, quality = _answer_text(how, asked, index)
+        finish = "length" if quality > how.truncated_above else "stop"
+    elif isinstance(verdict, str):
+        text = verdict
+    elif scored:
+        text = "A" if verdict >= 0.5 else "B"
+    else:
+        text = "I compared them. " + ("[[C]]" if verdict == 0.5 else "[[A]]" if verdict > 0.5 else "[[B]]")
+    if scored and how.logprobs == "given":
+        likely = {"I": 0.9, "We": 0.1} if probability is None else {"A": probability, "B": 1.0 - probability}
+        logprobs = _logprobs(likely)
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if how.thinking == "field":
+        message["reasoning_content"] = THINKING
+    elif how.thinking:
+        message["content"] = ("<think>" if how.thinking == "block" else "") + f"\n{THINKING}\n</think>\n\n{text}"
+    return {"index": index, "message": message, "finish_reason": finish, "logprobs": logprobs}
+
+
+def _answer_text(how: Behaviour, asked: Asked, index: int) -> tuple[str, float]:
+    if how.answers in ("empty", "blank"):
+        return ("" if how.answers == "empty" else " \n\t"), 0.0
+    mark = asked.mark(index if how.answers == "varied" else None)
+    quality = int(mark[:6], 16) % 1000 / 1000
+    return f"Answer {mark[6:12]}{' and more' * (int(mark[12], 16) % 8)}, of quality {quality:.3f}.", quality
+
+
+def _verdict(how: Behaviour, body: dict[str, Any]) -> float | str:
+    """The probability that the first answer shown is the better one, or a reply that is no clear verdict."""
+    if how.judge in ("unreadable", "contradictory"):
+        return "I would rather not say." if how.judge == "unreadable" else "At first [[A]], but then [[B]]."
+    if how.judge in ("first", "tie"):
+        return 0.9 if how.judge == "first" else 0.5
+    shown = [float(q) for q in QUALITY.findall(body["messages"][-1]["content"])][-2:]
+    return 1.0 / (1.0 + math.exp(6.0 * (shown[1] - shown[0]))) if len(shown) == 2 else "I see no two answers."
+
+
+def _logprobs(likely: dict[str, float]) -> dict[str, Any]:
+    listed: list[dict[str, Any]] = [
+        {"token": token, "logprob": math.log(p), "bytes": list(token.encode())} for token, p in likely.items()
+    ]
+    return {"content": [listed[0] | {"top_logprobs": sorted(listed, key=lambda t: -t["logprob"])}]}
