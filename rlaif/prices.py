@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from rlaif.errors import InputError
+from rlaif.errors import InputError, StopRun
 from rlaif.templates import read_yaml
 from rlaif.types import Message
 
@@ -107,10 +107,12 @@ def _read_own(file: str, missing: str) -> _Entries:
         return {}
     if not isinstance(raw, dict):
         raise InputError(f"{file}: the file must hold prices, one `NAME: {{input: 0.15, output: 0.6}}` a line")
-    keys = [key.value for key, _ in yaml.compose(path.read_text(encoding="utf-8-sig")).value]
-    twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
-    if twice is not None:  # of which YAML would take the last
-        raise InputError(f"{file}: {twice!r} is named twice: keep one of the two prices")
+    tree = yaml.compose(path.read_text(encoding="utf-8-sig"))
+    seen: set[str] = set()
+    for key, _ in tree.value if tree else ():
+        if key.value in seen:  # YAML would take the last
+            raise InputError(f"{file}: {key.value!r} is named twice: keep one of the two prices")
+        seen.add(key.value)
     found: _Entries = {}
     for key, entry in raw.items():
         if not isinstance(key, str) or not key.strip():
@@ -152,23 +154,23 @@ def _price(file: str, key: str, entry: Any) -> Price:
     unknown = [name for name in entry if name not in _KEYS]
     if unknown:
         raise InputError(f"{file}: {key!r}: {unknown[0]!r} is unknown; there are {', '.join(_KEYS)}")
-    values: dict[str, float | None] = {}
-    for name in _KEYS:
-        value = entry.get(name)
-        if name not in entry and name != "cached_input":
+    for name in ("input", "output"):
+        if name not in entry:
             raise InputError(f"{file}: {key!r}: `{name}` is missing, in USD per million tokens")
-        if value is None and name == "cached_input":
-            values[name] = None
-            continue
-        try:
-            number = math.nan if isinstance(value, (bool, str)) else float(value)  # "0,15" is text for YAML
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
+    numbers = {name: _number(value) for name, value in entry.items() if (name, value) != ("cached_input", None)}
+    for name, number in numbers.items():
         if not (math.isfinite(number) and number >= 0.0):
-            raise InputError(f"{file}: {key!r}: {name} = {value!r} should be a number from 0 on, in USD per million tokens")
-        values[name] = number
-    assert values["input"] is not None and values["output"] is not None
-    return Price(values["input"], values["output"], values["cached_input"])
+            said = f"{name} = {entry[name]!r} should be a number from 0 on, in USD per million tokens"
+            raise InputError(f"{file}: {key!r}: {said}")
+    return Price(numbers["input"], numbers["output"], numbers.get("cached_input"))
+
+
+def _number(value: Any) -> float:
+    """The value of a YAML number, NaN for anything else: `0,15` is a text."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _host(url: str) -> str:
