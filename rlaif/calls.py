@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.aio import all_of
-from rlaif.errors import CallFailed, StopRun, Unsupported
+from rlaif.errors import CallFailed, Unsupported
 from rlaif.keys import canonical, feed, seed_of
 from rlaif.ledger import KEY_BYTES, Failure, Ledger
 from rlaif.types import Choice, Model, Reply, Request
@@ -59,9 +59,12 @@ class Client:
     async def answer(self, request: Request) -> Choice:
         """The one answer to `request`; equal requests for a prompt at the same time share one call."""
         key = self._key(request)
-        flying = self._flying.get((request.ordinal, key))
-        if flying is not None:
-            return await asyncio.shield(flying)
+        while (flying := self._flying.get((request.ordinal, key))) is not None:
+            try:
+                return await asyncio.shield(flying)
+            except asyncio.CancelledError:
+                if not flying.cancelled():  # it is this one that is cancelled, not the one who asked first
+                    raise
         stored = self._stored(request.ordinal, [key])[0].get(0)
         if stored is None:
             stored = await self._answer(key, request)
@@ -104,9 +107,12 @@ class Client:
         shared = self._flying[flight] = asyncio.get_running_loop().create_future()
         try:
             choice = (await self._buy([key], request)).choices[0]
-        except BaseException as error:
-            shared.set_exception(error if isinstance(error, Exception) else StopRun("interrupted", "the run was broken off"))
+        except Exception as error:
+            shared.set_exception(error)
             shared.exception()  # told to whoever shares it; nobody may
+            raise
+        except BaseException:
+            shared.cancel()  # whoever shares it asks again
             raise
         finally:
             del self._flying[flight]
@@ -158,7 +164,7 @@ class Client:
                 found[index] = choices[entry.choice]
             elif choices:
                 short.add(index)
-        self.tally.reused += sum(1 for call, reply in replies.items() if reply.choices and self.ledger.is_old(ordinal, call))
+        self.tally.reused += sum(1 for reply in replies.values() if reply.choices)
         return found, short
 
     def _read(self, body: bytes) -> Reply:

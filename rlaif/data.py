@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 from rlaif.errors import InputError
 from rlaif.keys import digest, plain
-from rlaif.templates import example
+from rlaif.templates import example, is_file
 from rlaif.types import Candidate, Message, Prompt
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -62,7 +62,7 @@ def file_of(source: str | Iterable[Any]) -> Path | None:
     if not isinstance(source, (str, Path)):
         return None
     path = example(str(source))
-    return path if path.is_file() else None
+    return path if is_file(path) else None
 
 
 class _Ids:

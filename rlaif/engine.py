@@ -26,7 +26,7 @@ async def run(
     *,
     window: int,
     allow_truncated: bool,
-    save: Callable[[Record], Awaitable[None]],
+    save: Callable[[Record], Awaitable[None]] | None = None,
     stopping: Stopping = lambda: None,
 ) -> AsyncGenerator[Record, None]:
     """Yields each prompt's record when it is finished and saved, in no fixed order. Raises StopRun.
@@ -49,7 +49,8 @@ async def run(
                 if prompt is None:
                     return
                 record = await _record(prompt, propose, judges, allow_truncated, stopping)
-                await save(record)
+                if save is not None:
+                    await save(record)
                 await finished.put(record)
         except Exception as error:  # the first one ends the run; a bug counts for more than a reason to stop
             if not stop or not isinstance(error, StopRun):

@@ -238,6 +238,9 @@ class Run:
             async with aclosing(self._work(ledger, parts, stored=stored)) as work:
                 async for record in work:
                     yield record
+        except InputError:
+            ledger.discard()
+            raise
         finally:
             self._stop_calls = None
             try:
@@ -340,7 +343,7 @@ class Run:
         tally, budget = self.progress.tally, self._budget
         assert budget is not None
         self._maybe_lost = ledger.maybe_lost()
-        summary = results.finish(ledger, self.config, write=stopped is None, spend=_spend(budget)) | {
+        summary = results.finish(ledger, self.config, write=stopped is None, spend=_spend(budget, parts.clients)) | {
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
             "faults": ledger.faults(),
             "maybe_lost": self._maybe_lost,
@@ -383,8 +386,11 @@ def _name_apart(judges: Sequence[Judge]) -> None:
         seen.add(judge.name)
 
 
-def _spend(budget: Budget) -> dict[str, Any]:
-    """What the directory's calls have used, for the summary: None if there are calls and none says what it used."""
+def _spend(budget: Budget, clients: Sequence[Client]) -> dict[str, Any]:
+    """What the directory's calls have used, for the summary: None if there are calls and none says what it used.
+
+    The cost is unknown where a price is, whatever came of the calls.
+    """
     spent, rows = budget.spent(), budget.rows()
     calls = sum(row.calls for row in rows)
     counted = calls == 0 or spent.uncounted < calls
@@ -394,8 +400,9 @@ def _spend(budget: Budget) -> dict[str, Any]:
     }
     if spent.uncounted:
         tokens["calls_without_a_count"] = spent.uncounted
-    summary: dict[str, Any] = {"tokens": tokens, "cost_usd": spent.cost_usd}
-    if spent.cost_usd is None and spent.cost_usd_guessed is not None:
+    priced = not budget.unpriced(client.billed for client in clients if not client.free)
+    summary: dict[str, Any] = {"tokens": tokens, "cost_usd": spent.cost_usd if priced else None}
+    if priced and spent.cost_usd is None and spent.cost_usd_guessed is not None:
         summary["cost_usd_guessed"] = spent.cost_usd_guessed
     return summary
 

@@ -86,10 +86,9 @@ class Failure:
 
 @dataclass(slots=True)
 class _Shelf:
-    """What one prompt has on file, by key; `old` are the responses of earlier processes, `used` those asked for."""
+    """What one prompt has on file, by key; `used` are the responses that its record is made from."""
 
     answers: dict[bytes, Stored | Failure] = field(default_factory=dict)
-    old: set[int] = field(default_factory=set)
     used: set[int] = field(default_factory=set)
 
 
@@ -118,9 +117,9 @@ class Ledger:
         self._batch: _Batch | None = None
         self._trouble: StopRun | None = None
         self._broken: StopRun | None = None
-        self._closed = False
+        self._closed = self._new = self._made = False
         self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
-        self._last_call = self._calls = self._number("SELECT max(id) FROM calls", 0)
+        self._calls = self._number("SELECT max(id) FROM calls", 0)
         self._spend = {(row.model, row.role): row for row in self._spend_rows()}
         self._writer: threading.Thread | None = None
         if owned is not None:
@@ -130,11 +129,13 @@ class Ledger:
     @classmethod
     def open(cls, directory: Path) -> Ledger:
         """Owns `directory` for writing, creating what is missing. Raises InputError if it cannot be had."""
+        made, new = not directory.exists(), not (directory / "run.sqlite").exists()
         owned = RunDirectory.take(directory)
         try:
             _prepare(directory / "run.sqlite")
             with _damage(directory):
                 ledger = cls(directory, owned)
+            ledger._new, ledger._made = new, made
         except BaseException:
             owned.give_back()
             raise
@@ -149,6 +150,16 @@ class Ledger:
         _check_version(path)
         with _damage(directory):
             return cls(directory, None)
+
+    def discard(self) -> None:
+        """Closes, and takes a directory that held no run before away again: nothing came of it."""
+        self.close()
+        if self._new:
+            for name in ("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.flying", "run.lock"):
+                (self.directory / name).unlink(missing_ok=True)
+            if self._made:
+                with suppress(OSError):  # somebody put something there meanwhile
+                    self.directory.rmdir()
 
     def close(self) -> None:
         """Waits for pending commits and releases the directory."""
@@ -191,10 +202,6 @@ class Ledger:
         """How many calls may have been billed though their answer never arrived: broken off, or lost with a process."""
         faults = self.faults()
         return int(self.meta("died_with") or 0) + sum(faults.get(kind, 0) for kind in _MAYBE_BILLED)
-
-    def is_old(self, ordinal: int, call: int) -> bool:
-        """Whether an earlier process bought the response."""
-        return call in self._shelf(ordinal).old
 
     def body(self, call: int) -> bytes:
         """A response as it was received."""
@@ -388,8 +395,6 @@ class Ledger:
                 if crc_of(*values) != crc:
                     raise StopRun("damaged", _damaged(self.directory, f"call {call}"))
                 shelf.answers.update((key, Stored(call, choice)) for choice, key in enumerate(bound))
-                if call <= self._last_call:
-                    shelf.old.add(call)
             else:
                 with _damage(self.directory, StopRun):
                     message = _sound(f"call {call}", values, crc, body).decode()

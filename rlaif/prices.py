@@ -420,9 +420,13 @@ class Budget:
         """What the directory's calls have used and cost."""
         return spent(self.rows(), self._price_of)
 
+    def unpriced(self, models: Iterable[str]) -> list[str]:
+        """Those of `models` that have no price."""
+        return [model for model in models if self._price_of(model) is None]
+
     def check_prices(self, models: Iterable[str]) -> None:
         """Raises InputError if a budget in USD is asked for and a model has no price."""
-        unpriced = [model for model in models if self._price_of(model) is None]
+        unpriced = self.unpriced(models)
         if self._usd is not None and unpriced:
             raise InputError(
                 f"--budget needs the price of {', '.join(map(repr, unpriced))}: give --prices FILE, or --budget-tokens"

@@ -38,7 +38,7 @@ def find(folder: str, name: str, *suffixes: str) -> Path:
     elif path.parts[:1] in (("judges",), ("prompts",)) and ".." not in path.parts:
         places.append(data_dir() / path)  # `judges/shortest.py` names the shipped file from anywhere, as in a checkout
     for place in places:
-        if _is_file(place):
+        if is_file(place):
             return place
     known = sorted({p.stem for s in suffixes for p in shipped.glob("*" + s) if not p.name.startswith("_")})
     shown = name if len(name) <= 80 else name[:80] + "..."
@@ -53,7 +53,8 @@ def _home(name: str) -> Path:
         return Path(name)
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Whether there is a file; a name that can be none is none."""
     try:
         return path.is_file()
     except (OSError, ValueError):  # a name too long, or with a null byte
@@ -66,7 +67,7 @@ def example(name: str) -> Path:
     if os.path.exists(path) and (path.name != name or path.suffix):  # a bare name is a shipped one first
         return path
     for shipped in (data_dir() / name, data_dir() / "prompts" / "examples" / f"{name}.jsonl"):
-        if not path.is_absolute() and ".." not in path.parts and _is_file(shipped):
+        if not path.is_absolute() and ".." not in path.parts and is_file(shipped):
             return shipped
     return path
 

@@ -68,7 +68,7 @@ def record_of(directory: Path, judge, candidates: Sequence[Candidate], model: st
         return list(candidates)
 
     async def run(made):
-        prompts = [(0, PROMPT)]
+        prompts = [PROMPT]
         return [r async for r in engine.run(prompts, propose, [made], window=1, allow_truncated=False)]
 
     with judging(directory, judge, model) as (made, _):

@@ -62,7 +62,7 @@ class PairwiseJudge:
         self._token_grammar, self._text_grammar = Grammar.of(token.front, token.name), Grammar.of(text.front, text.name)
         self._logprobs, self._told = logprobs, False
         self._without: dict[str, None] = {}
-        self._marks: dict[int, str] = {}
+        self._marks: dict[tuple[int | str, ...], str] = {}
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """One verdict on two candidates in the order shown; a reply that cannot be read is a verdict without scores."""
@@ -138,9 +138,10 @@ class PairwiseJudge:
 
     def _mark(self, prompt: Prompt, among: Sequence[Candidate]) -> str:
         """The prompt's delimiter, made once."""
-        if prompt.ordinal not in self._marks:
-            _remember(self._marks, prompt.ordinal, mark_for(prompt, among))
-        return self._marks[prompt.ordinal]
+        known = prompt.ordinal, *(c.id for c in among)
+        if known not in self._marks:
+            _remember(self._marks, known, mark_for(prompt, among))
+        return self._marks[known]
 
     def _fall_back(self, why: str) -> None:
         if not self._told:
