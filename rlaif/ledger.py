@@ -101,6 +101,16 @@ class PromptRow:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What one response used: tokens of the prompt and of the completion, and how many came from the provider's cache."""
+
+    role: str
+    model: str
+    tokens: tuple[int, int]
+    cached: int
+
+
 class Ledger:
     """The store of one run directory. Close it to give the directory back.
 
@@ -278,6 +288,17 @@ class Ledger:
     def spend(self) -> list[SpendRow]:
         """What this directory's calls have used so far, a row for each model and role."""
         return list((self._spend if self._writer else {(r.model, r.role): r for r in self._spend_rows()}).values())
+
+    def uses(self, limit: int | None = None) -> Iterator[list[Use]]:
+        """What each response of a prompt used, as far as it said, prompt by prompt, of the first `limit`."""
+        last = min(self.prompts(), _most(limit))
+        for ordinal in range(last):
+            rows = self._rows(
+                "SELECT role, model, prompt_tokens, completion_tokens, cached_tokens FROM calls WHERE ordinal = ?"
+                " AND prompt_tokens IS NOT NULL ORDER BY id",
+                (ordinal,),
+            )
+            yield [Use(role, model, (prompt, completion), cached) for role, model, prompt, completion, cached in rows]
 
     def faults(self) -> dict[str, int]:
         """How many attempts gave no answer, by kind."""
