@@ -160,6 +160,8 @@ def ranking(ids: Sequence[str], verdicts: Sequence[Verdict], strengths: Sequence
 
 def _ratings(ids: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[float, ...] | None:
     """Mean ratings, where one judge rated every candidate and nothing else was said."""
+    if not verdicts or any(v.judge != verdicts[0].judge for v in verdicts):
+        return None
     given: dict[str, list[float]] = {c: [] for c in ids}
     for verdict in verdicts:
         if verdict.scores is None:
@@ -168,7 +170,7 @@ def _ratings(ids: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[float, ..
             return None
         for c, score in zip(verdict.shown, verdict.scores, strict=True):
             given[c].append(score)
-    if len({v.judge for v in verdicts}) != 1 or not all(given.values()):
+    if not all(given.values()):
         return None
     return tuple(sum(scores) / len(scores) for scores in given.values())
 
