@@ -35,6 +35,7 @@ _CLOSE = 1e-6  # the error after a step of Newton's method is about the square o
 _MOST_STEPS = 100
 _LONGEST_STEP = 3.0
 _HELD_BYTES = 2**20
+CHUNK_SIZE = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,13 @@ class Fit:
 
 
 @contextmanager
-def fit(ranked: Iterable[Ranked]) -> Iterator[Fit]:
-    """The fit of all prompts together. Reads `ranked` once; while it is open, the games are in an unnamed temporary file."""
+def fit(ranked: Iterable[Ranked], *, chunk_size: int = CHUNK_SIZE) -> Iterator[Fit]:
+    """The fit of all prompts together. Reads `ranked` once; while it is open, the games are in an unnamed temporary file.
+
+    A chunk ends when its games and the squares of its prompts' numbers of candidates reach `chunk_size` together.
+    """
     with SpooledTemporaryFile(_HELD_BYTES) as file:
-        games = Games(file, ranked)
+        games = Games(file, ranked, chunk_size)
         position = _position(games)
         yield Fit(dict(zip(games.judges, position.tolist(), strict=True)), _strengths(games, position))
 

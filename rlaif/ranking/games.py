@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from rlaif.types import Verdict
 
-_CHUNK = 2**17
-
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
 Ranked = tuple[Sequence[str], Sequence[Verdict]]
@@ -46,14 +44,14 @@ class Block:
 class Games:
     """The games of many prompts in `file`, added once each in a fixed order. `judges` are those whose order may matter."""
 
-    def __init__(self, file: IO[bytes], ranked: Iterable[Ranked]) -> None:
+    def __init__(self, file: IO[bytes], ranked: Iterable[Ranked], chunk_size: int) -> None:
         self._file = file
         self._chunks: list[tuple[int, list[tuple[int, int, int, int]]]] = []
         self.judges: dict[str, int] = {}
         chunk = _Chunk()
         for ids, verdicts in ranked:
             chunk.add(ids, verdicts, self.judges)
-            if chunk.size >= _CHUNK:
+            if chunk.size >= chunk_size:
                 self._put(chunk)
                 chunk = _Chunk()
         if chunk.counts:
