@@ -11,7 +11,7 @@ p wins and 1 - p losses; a vote as one win or as two halves. The fit is the maxi
 
 The position terms are few and pooled over all prompts; given them, each prompt is solved by itself. So they are fitted by
 Newton's method on the profile likelihood, in which the strengths have been maximised out: its gradient and curvature are
-sums over the prompts, taken chunk by chunk from a file. The first chunk alone gives the start: then three passes do.
+sums over the prompts, taken chunk by chunk from a file. The first chunk alone gives the start: then two or three passes do.
 """
 
 from __future__ import annotations
