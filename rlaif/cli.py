@@ -6,16 +6,16 @@ Exit status: 0 done; 2 wrong usage or input, nothing spent; 3 stopped cleanly, t
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 import rlaif
 from rlaif import jobs, progress, results
@@ -23,8 +23,10 @@ from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export import write_jsonl
 from rlaif.models import catalog
+from rlaif.voice import Face, print_plain, speaking
 
 _TERM_DEADLINE_S = 60
+_INTERRUPTED = "interrupted; the same command goes on from here"
 
 app = typer.Typer(
     help="Preference data with an AI judge.",
@@ -74,6 +76,23 @@ RetryFailed = Annotated[bool | None, typer.Option("--retry-failed", help="Ask ag
 ConfigFile = Annotated[
     str | None, typer.Option("--config", help="A YAML file of settings; options take precedence.", metavar="FILE")
 ]
+
+
+def _log_format(name: str) -> str:
+    if name not in ("text", "json"):
+        raise typer.BadParameter(f"{name!r} is neither text nor json")
+    return name
+
+
+LogFormat = Annotated[
+    str,
+    typer.Option(
+        "--log-format",
+        metavar="NAME",
+        callback=_log_format,
+        help="text, or json: every line on stdout is one JSON object, errors too.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be called; spend nothing.")]
 Policies = Annotated[
     list[str] | None,
@@ -110,11 +129,13 @@ def _sampling_command(command: str, doc: str) -> Callable[..., None]:
         retry_failed: RetryFailed = None,
         config: ConfigFile = None,
         dry_run: DryRun = False,
+        log_format: LogFormat = "text",
     ) -> None:
         _run(
             command,
             config,
             dry_run,
+            log_format,
             {
                 "prompts": prompts,
                 "out": out,
@@ -128,7 +149,7 @@ def _sampling_command(command: str, doc: str) -> Callable[..., None]:
                 "limit": limit,
                 "seed": seed,
                 "system": system,
-                "extra_body": _json(extra_body),
+                "extra_body": extra_body,
                 "concurrency": concurrency,
                 "timeout_s": timeout,
                 "transport": transport,
@@ -164,12 +185,14 @@ def judge_command(
     retry_failed: RetryFailed = None,
     config: ConfigFile = None,
     dry_run: DryRun = False,
+    log_format: LogFormat = "text",
 ) -> None:
     """Judge answers that already exist, and write DIR/dpo.jsonl."""
     _run(
         "judge",
         config,
         dry_run,
+        log_format,
         {
             "prompts": candidates,
             "out": out,
@@ -178,7 +201,7 @@ def judge_command(
             "constitution": constitution,
             "limit": limit,
             "system": system,
-            "extra_body": _json(extra_body),
+            "extra_body": extra_body,
             "concurrency": concurrency,
             "timeout_s": timeout,
             "transport": transport,
@@ -202,6 +225,17 @@ def export_command(
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
         typer.echo(f"{path}: {count} rows")
+
+
+@app.command("status")
+def status_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All facts as one JSON object; with --watch, one a second.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until no process works on it.")] = False,
+) -> None:
+    """Say how a run is getting on, or where it stopped; it is not touched."""
+    with speaking("json" if as_json else "text") as face, _errors():
+        progress.status(directory, face, watch=watch)
 
 
 @models.callback()
@@ -240,35 +274,34 @@ def options(
     """Preference data with an AI judge."""
 
 
-def _run(command: str, config_file: str | None, dry_run: bool, given: dict[str, Any]) -> None:
-    console = Console(stderr=False)
-    with _errors():
-        run = jobs.Run(make_config({"command": command, **given}, config_file))
+def _run(command: str, config_file: str | None, dry_run: bool, log_format: str, given: dict[str, Any]) -> None:
+    with speaking("json" if log_format == "json" else "text") as face, _errors(face):
+        given = {"command": command, **given, "extra_body": _json(given["extra_body"])}
+        run = jobs.Run(make_config(given, config_file))
         if dry_run:
-            for name, value in run.dry_run().items():
-                console.print(f"{name}: {value}", highlight=False)
+            progress.show_plan(run.dry_run(), face)
             return
         try:
-            with _signals(run, console):
-                progress.follow(run, console)
+            with _signals(run, face):
+                progress.follow(run, face)
         except StopRun:
-            done, of = run.progress.done, run.progress.prompts
-            typer.echo(f"{done} of {of} prompts are finished; what was bought is in {run.config.out}")
+            if not face.is_json:
+                done, of = run.progress.done, run.progress.prompts
+                print_plain(f"{done} of {of} prompts are finished; what was bought is in {run.config.out}", face.console)
             raise
-        progress.show_result(run, console)
+        progress.show_result(run, face)
 
 
 def _json(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
-    with _errors():
-        try:
-            value = json.loads(text, parse_constant=_no_constant)
-        except ValueError as error:
-            raise InputError(f"--extra-body is not valid JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise InputError(f"--extra-body must be a JSON object, got {text!r}")
-        return value
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except ValueError as error:
+        raise InputError(f"--extra-body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"--extra-body must be a JSON object, got {text!r}")
+    return value
 
 
 def _no_constant(name: str) -> None:
@@ -276,20 +309,24 @@ def _no_constant(name: str) -> None:
 
 
 @contextmanager
-def _signals(run: jobs.Run, console: Console) -> Iterator[None]:
-    """The first SIGINT or SIGTERM lets what is in flight end; a second one, or a minute after SIGTERM, breaks off."""
+def _signals(run: jobs.Run, face: Face) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets what is in flight end; a second one, or a minute after SIGTERM, breaks off.
+
+    A terminal that goes away (SIGHUP) stops nothing.
+    """
     seen: list[int] = []
 
     def on_signal(number: int, frame: object) -> None:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
-        console.print("stopping: waiting for the calls in flight; once more breaks them off", highlight=False)
+        face.note("stopping: waiting for the calls in flight; once more breaks them off")
         run.interrupt()
         if number == signal.SIGTERM:
             signal.alarm(_TERM_DEADLINE_S)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    before: dict[int, Any] = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
@@ -299,22 +336,31 @@ def _signals(run: jobs.Run, console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(face: Face | None = None) -> Iterator[None]:
     """Turns what a user can act on into one message and an exit status; a bug keeps its traceback."""
+
+    def end(event: Literal["stop", "error"], exit_status: int, kind: str, words: str, message: str = "") -> typer.Exit:
+        if face is None:
+            typer.echo(words, err=True)
+        else:
+            face.end(event, words, kind=kind, message=message or words, exit_status=exit_status)
+        return typer.Exit(exit_status)
+
     try:
         yield
     except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        raise end("error", 2, "input", f"error: {error}", str(error)) from None
     except (StopRun, CallFailed) as error:
         if error.kind == "interrupted":
-            typer.echo("interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(130) from None
-        typer.echo(f"stopped ({error.kind}): {error}\nThe same command goes on from here.", err=True)
-        raise typer.Exit(3) from None
+            raise end("stop", 130, "interrupted", _INTERRUPTED) from None
+        words = f"stopped ({error.kind}): {error}\nThe same command goes on from here."
+        raise end("stop", 3, error.kind, words, str(error)) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
+        raise end("stop", 130, "interrupted", _INTERRUPTED) from None
+    except Exception as error:
+        if face is not None and face.is_json and not isinstance(error, typer.Exit):
+            end("error", 1, "bug", f"{type(error).__name__}: {error}")
+        raise
 
 
 def main() -> None:
@@ -322,7 +368,19 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to fail
-    app(prog_name="rlaif")
+    if "--log-format=json" not in sys.argv and ("--log-format", "json") not in itertools.pairwise(sys.argv):
+        app(prog_name="rlaif")
+        return
+    try:
+        status = app(prog_name="rlaif", standalone_mode=False)
+    except Exception as error:  # a wrong option, found before any command began
+        words = getattr(error, "format_message", None)
+        if words is None:
+            raise
+        with speaking("json") as face:
+            face.end("error", words(), kind="usage", message=words(), exit_status=2)
+        status = 2
+    sys.exit(status)
 
 
 if __name__ == "__main__":
