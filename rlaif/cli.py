@@ -23,7 +23,7 @@ from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export import write_jsonl
 from rlaif.models import catalog
-from rlaif.voice import Face, print_plain, speaking
+from rlaif.voice import Face, leave_terminal, print_plain, speaking
 
 _TERM_DEADLINE_S = 60
 _INTERRUPTED = "interrupted; the same command goes on from here"
@@ -326,7 +326,7 @@ def _signals(run: jobs.Run, face: Face) -> Iterator[None]:
             signal.alarm(_TERM_DEADLINE_S)
 
     before: dict[int, Any] = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: leave_terminal())
     try:
         yield
     finally:

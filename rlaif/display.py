@@ -16,24 +16,38 @@ from rlaif.live import EndpointState, Held, Report, total
 
 _WIDE = 72
 _MOST_LINES = 12
+_WIDEST = 110
 _COLUMNS = ("in flight", "limit", "waiting", "rate/s", "retries", "429s")
 _WIDTHS = (9, 12, 7, 7, 7, 5)
 
 
 def screen(report: Report, width: int, height: int, *, ascii_only: bool = False) -> list[Text]:
     """The report as at most 12 lines that fit into `width` and `height`, whatever these are."""
-    room, width = max(1, min(_MOST_LINES, height - 1)), max(1, width - 1)
-    wide = width >= _WIDE
+    room, width = max(1, min(_MOST_LINES, height - 1)), max(1, min(_WIDEST, width - 1))
+    wide, now = width >= _WIDE, report["time"]
     lines = [*(_wide_head if wide else _narrow_head)(report, width, ascii_only)]
-    blocks = [[*(_row if wide else _narrow_endpoint)(e, width, report["time"])] for e in report["endpoints"]]
-    if blocks and wide:
-        lines.append(Text(_cells(("endpoint", *_COLUMNS), width), "dim"))
-    lines = lines[:room]
-    while blocks and len(lines) + len(blocks[0]) + (len(blocks) > 1) <= room:
-        lines += blocks.pop(0)
-    if blocks and len(lines) < room:
-        lines.append(Text(f"and {len(blocks)} more" if len(lines) > 4 else f"{len(blocks)} endpoints", "dim"))
-    return [_cut(line, width, "..." if ascii_only else "…") for line in lines]
+    blocks = [[*(_row if wide else _narrow_endpoint)(e, width, now)] for e in report["endpoints"]]
+    title = [Text(_cells(("endpoint", *_COLUMNS), width), "dim")] if wide and blocks else []
+    shown = _that_fit(blocks, room - len(lines) - len(title))
+    if shown:
+        lines += title + [text for block in shown for text in block]
+    if blocks and not shown:
+        waits = [(e["name"], text) for e in report["endpoints"] for text in _wait(e, now)]
+        lines += [Text(f"{_short(name)} {text.plain.strip()}", "yellow") for name, text in waits]
+    elif len(shown) < len(blocks):
+        lines.append(Text(f"and {len(blocks) - len(shown)} more endpoints", "dim"))
+    return [_cut(line, width, "..." if ascii_only else "…") for line in lines[:room]]
+
+
+def _that_fit(blocks: list[list[Text]], room: int) -> list[list[Text]]:
+    """All blocks, or as many as leave a line for how many are missing; the longer ones, which wait for something, first."""
+    if sum(map(len, blocks)) <= room:
+        return blocks
+    chosen: list[list[Text]] = []
+    for block in sorted(blocks, key=len, reverse=True):
+        if sum(map(len, chosen)) + len(block) < room:
+            chosen.append(block)
+    return [block for block in blocks if any(block is one for one in chosen)]
 
 
 def line(report: Report) -> str:
@@ -82,11 +96,11 @@ def _wide_head(report: Report, width: int, ascii_only: bool) -> Iterator[Text]:
     end = f"  {_percent(report)}  {_ahead(report)}"
     bar = _bar(report, max(5, width - 11 - cell_len(count) - len(end)), ascii_only)
     yield Text.assemble(("prompts   ", "dim"), count, " ", bar, end)
-    faults = f", {report['calls']['faults']:,} attempts in vain" if report["calls"]["faults"] else ""
+    faults = f", {report['calls']['faults']:,} faults" if report["calls"]["faults"] else ""
     yield _beside("calls", _calls(report) + faults, _rate(report["calls_per_s"], "calls/s"), width)
     said = f"{total(tokens):,}: {tokens['prompt']:,} prompt, {tokens['completion']:,} completion"
     yield _beside("tokens", said, _rate(report["tokens_per_s"], "tokens/s"), width)
-    yield _beside("cost", _cost(report), f"running for {_stopwatch(report['wall_s'])}", width)
+    yield _beside("cost", _cost(report).removeprefix("cost "), f"running for {_stopwatch(report['wall_s'])}", width)
 
 
 def _narrow_head(report: Report, width: int, ascii_only: bool) -> Iterator[Text]:
@@ -109,15 +123,19 @@ def _row(endpoint: EndpointState, width: int, now: float) -> Iterator[Text]:
         endpoint["retries"],
         endpoint["rate_limited"],
     )
-    yield Text(_cells((endpoint["name"], *(n if isinstance(n, str) else f"{n:,}" for n in numbers)), width))
+    yield Text(_cells((_short(endpoint["name"]), *(n if isinstance(n, str) else f"{n:,}" for n in numbers)), width))
     yield from _wait(endpoint, now)
 
 
 def _narrow_endpoint(endpoint: EndpointState, width: int, now: float) -> Iterator[Text]:
     trouble = f", {endpoint['rate_limited']:,} x 429" if endpoint["rate_limited"] else ""
-    yield Text(endpoint["name"])
-    yield Text(f"  {endpoint['in_flight']} in flight of {_limit(endpoint)}, {endpoint['waiting']} wait{trouble}")
+    yield Text(_short(endpoint["name"]))
+    yield Text(f"  {endpoint['in_flight']}/{endpoint['limit']} in flight, {endpoint['waiting']} wait{trouble}")
     yield from _wait(endpoint, now)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("https://").removeprefix("http://").removesuffix("/v1")
 
 
 def _wait(endpoint: EndpointState, now: float) -> Iterator[Text]:

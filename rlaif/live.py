@@ -22,7 +22,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, cast
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
 
 from rlaif.errors import InputError
 from rlaif.ledger import Ledger
@@ -266,14 +269,9 @@ def total(tokens: Tokens) -> int:
 def read(directory: Path) -> Report | None:
     """The last report of the directory's last process, None if there is none to be read."""
     try:
-        found = json.loads((directory / "live.json").read_bytes())
-    except (OSError, ValueError):
+        return TypeAdapter(Report).validate_python(json.loads((directory / "live.json").read_bytes()))
+    except (OSError, ValueError):  # of another version, perhaps
         return None
-    if not isinstance(found, dict) or not found.keys() >= Report.__required_keys__:
-        return None
-    if not all(isinstance(e, dict) and e.keys() >= EndpointState.__required_keys__ for e in found["endpoints"]):
-        return None
-    return cast(Report, found)
 
 
 def owner(directory: Path) -> str | None:

@@ -22,7 +22,7 @@ from rlaif import display, jobs, live, results
 from rlaif.live import Holds, Live, Report
 from rlaif.voice import LINE_EVERY_S, Face, print_plain, prints_to, warnings_to
 
-_EVERY_S = 1.0
+_FIRST_S, _EVERY_S = 0.25, 1.0
 _SHOWN_CHARACTERS = 600
 
 
@@ -38,8 +38,11 @@ def follow(run: jobs.Run, face: Face) -> None:
 
     def watch() -> None:
         try:
-            while not ended.wait(_EVERY_S):
+            report(last=False)
+            pause = _FIRST_S  # by then the prompts are read, mostly
+            while not ended.wait(pause):
                 report(last=False)
+                pause = _EVERY_S
         except Exception as error:  # a run is worth more than its display
             face.note(f"the display has stopped, the run goes on: {type(error).__name__}: {error}")
 
@@ -48,14 +51,12 @@ def follow(run: jobs.Run, face: Face) -> None:
     writer.start()
     try:
         with warnings_to(face), prints_to(face):
-            report(last=False)
             watcher.start()
             for _ in run:
                 pass
     finally:
         ended.set()
-        if watcher.ident is not None:
-            watcher.join()
+        watcher.join()
         with contextlib.suppress(Exception):
             report(last=True)
         face.finish()

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import queue
+import stat
 import sys
 import threading
 import time
@@ -84,9 +85,7 @@ class Stream(io.TextIOBase):
         except (OSError, ValueError):
             self.gone = True
             with contextlib.suppress(OSError, ValueError):  # what is still buffered must not fail when Python ends
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._inner.fileno())
-                os.close(nowhere)
+                _to_nowhere(self._inner.fileno())
 
 
 class Voice(Protocol):
@@ -176,6 +175,20 @@ def _take_over(out: TextIO) -> TextIO | None:
     except (OSError, ValueError, AttributeError):
         return None
     return open(number, "w", encoding=out.encoding, errors="replace")
+
+
+def leave_terminal() -> None:
+    """The terminal is gone: what was to go there goes nowhere from now on, also what child processes print."""
+    for number in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode):
+                _to_nowhere(number)
+
+
+def _to_nowhere(number: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def _is_ci() -> bool:
