@@ -100,7 +100,12 @@ def _wide_head(report: Report, width: int, ascii_only: bool) -> Iterator[Text]:
     yield _beside("calls", _calls(report) + faults, _rate(report["calls_per_s"], "calls/s"), width)
     said = f"{total(tokens):,}: {tokens['prompt']:,} prompt, {tokens['completion']:,} completion"
     yield _beside("tokens", said, _rate(report["tokens_per_s"], "tokens/s"), width)
-    yield _beside("cost", _cost(report).removeprefix("cost "), f"running for {_stopwatch(report['wall_s'])}", width)
+    yield _beside(
+        "cost",
+        _cost(report).removeprefix("cost "),
+        f"{'running' if _goes_on(report) else 'ran'} for {_stopwatch(report['wall_s'])}",
+        width,
+    )
 
 
 def _narrow_head(report: Report, width: int, ascii_only: bool) -> Iterator[Text]:

@@ -159,10 +159,10 @@ def _show_row(row: dict[str, Any], console: Console) -> None:
 def status(directory: Path, face: Face, *, watch: bool = False) -> None:
     """Says how the run in `directory` stands, with `watch` until no process works on it. Raises InputError."""
     standing, then = live.look(directory), 0.0
-    if watch and standing.alive and face.is_live:
-        standing = _watch(directory, face)
-    elif watch:
-        while standing.alive and not face.stream.gone:
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end a watch; the run has nothing to do with it
+        if watch and standing.alive and face.is_live:
+            standing = _watch(directory, face)
+        while watch and standing.alive and not face.stream.gone:
             if time.monotonic() - then >= (_EVERY_S if face.is_json else LINE_EVERY_S):
                 then = time.monotonic()
                 _show_standing(standing, face, brief=True)
@@ -189,7 +189,7 @@ def _show_standing(standing: live.Standing, face: Face, *, brief: bool = False) 
         print_plain(f"{standing.prompts} prompts, {standing.said}" if report is None else display.line(report), face.console)
     else:
         for line in _standing_lines(standing, face.console):
-            face.console.print(line, soft_wrap=True)
+            face.console.print(line, soft_wrap=not face.console.is_terminal)
 
 
 def _standing_lines(standing: live.Standing, console: Console) -> list[Text]:
