@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlaif import engine, forecast, records, results
 from rlaif.aio import iterate
@@ -29,6 +29,7 @@ from rlaif.judges import JudgePlan, resolve
 from rlaif.judges.code import CodeJudge, JudgeFunction
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
+from rlaif.live import Snapshot
 from rlaif.models import Models
 from rlaif.prices import FREE, Budget, Price, Prices, guess_message_tokens, guess_tokens
 from rlaif.ranking import schedule
@@ -94,6 +95,29 @@ class Run:
         self._interrupted = StopRun("interrupted", "the run was interrupted")
         if self._stop_calls is not None:
             self._stop_calls(self._interrupted)
+
+    def snapshot(self) -> Snapshot:
+        """Where the run stands now. May be called in any thread, before, during and after it."""
+        tally, stopped = self.progress.tally, self._stopped
+        running: Literal["running", "stopping"] = "running" if self._interrupted is None else "stopping"
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": time.time(),
+            "state": running if self.summary is None else "done" if stopped is None else "stopped",
+            "reason": None if stopped is None else f"{stopped.kind}: {stopped}",
+            "prompts": self.progress.prompts,
+            "done": self.progress.done,
+            "failed": 0,
+            "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused, "faults": 0},
+            "tokens": {"prompt": tally.tokens, "completion": 0},
+            "cost_usd": None,
+            "budget_usd": None,
+            "wall_s": time.monotonic() - self.progress.started,
+            "in_flight": 0,
+            "maybe_lost": 0,
+            "endpoints": [],
+        }
 
     @property
     def directory(self) -> Path:
