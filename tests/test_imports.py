@@ -15,7 +15,7 @@ PACKAGE = Path(rlaif.__file__).parent
 LEVELS = [
     ["types", "errors"],
     ["keys", "templates", "config", "data", "records", "ranking", "pairs", "audit", "export"],
-    ["aio", "engine", "ledger", "endpoint", "calls", "sampling"],
+    ["aio", "engine", "ledger", "doctor", "endpoint", "calls", "sampling"],
     ["models"],
     ["judges"],
     ["results", "jobs"],
