@@ -1,8 +1,8 @@
 """One endpoint's limits: how many calls at once and how fast, when to try again, when to stop.
 
 The only retry loop of the program. Calls wait in line; `Pace` says when the next may be sent. A call holds its place until
-its response is committed, and gives it up while it waits to try again. Every outcome is one of: the answer, try again, `CallFailed`
-(this call only) or `StopRun` (every call to this endpoint, from then on).
+its response is committed, and gives it up while it waits to try again. Every outcome is one of: the answer, try again,
+`CallFailed` (this call only) or `StopRun` (every call to this endpoint, from then on).
 
 Ten failures in a row (5xx, no connection) open the circuit: one call at a time goes out as a probe, every few seconds,
 until one is answered; such attempts use up no call's tries. A 401 or 403 is believed when it comes a second time, for one
@@ -19,12 +19,15 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from rlaif.errors import CallFailed, StopRun
 from rlaif.pace import Flight, Pace
 from rlaif.responses import ErrorInside, Rejected, Response, TransportError, error_fields, retry_after_s
 from rlaif.types import Purchase
+
+if TYPE_CHECKING:
+    from rlaif import live
 
 T = TypeVar("T")
 
@@ -143,11 +146,11 @@ class Endpoint:
                 waiting.set_exception(self._stopped)
         return self._stopped
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> live.EndpointState:
         """What it does now, for a person: calls in flight, limits, what it waits for and until when (Unix time)."""
         now = time.monotonic()
         pace = self._pace.state(now)
-        held = None
+        held: live.Held | None = None
         if self._held is not None and self._held.until > now and self._stopped is None:
             held = {"why": self._held.why, "until": time.time() + self._held.until - now}
         return {

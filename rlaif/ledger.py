@@ -60,9 +60,7 @@ _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
 _MAYBE_BILLED = ("broken", "timeout", "bad_body")
 _ADD_CALLS, _ADD_RECORDS, _ROWS = "INSERT INTO calls VALUES ", "INSERT OR REPLACE INTO records VALUES ", 128
 _ADD_CALL = f"INSERT INTO calls VALUES ({'?, ' * 11}?)"
-_ADD_FAULT = (
-    "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
+_ADD_FAULT = "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
@@ -324,9 +322,10 @@ class Ledger:
         What it used is read from the body unless it is given; where the body does not say, `asked_tokens` for the request
         and the body's length are the guess. Only then, and guarded: a body that cannot be read is stored all the same.
         """
-
         call = self._next_call()
-        kept = await self._commit(_Call(call, ordinal, role, model, time.time(), b"".join(keys), body, zlib.compress(body, _LEVEL), free, usage, asked_tokens))
+        packed = zlib.compress(body, _LEVEL)
+        job = _Call(call, ordinal, role, model, time.time(), b"".join(keys), body, packed, free, usage, asked_tokens)
+        kept = await self._commit(job)
         if not kept:
             return 0
         shelf = self._shelf(ordinal)
@@ -477,7 +476,8 @@ class Ledger:
         db: sqlite3.Connection | None = None
         open_for_work = True
         while open_for_work:
-            batches, jobs = [], 0
+            batches: list[_Batch] = []
+            jobs = 0
             while jobs < _GROUP and (not batches or not self._queue.empty()):
                 batch = self._queue.get()
                 if batch is None:

@@ -183,7 +183,9 @@ class AiohttpTransport:
             raise TransportError(f"cannot connect: {error}", kind="unreachable") from None
         except TimeoutError:
             partial = _without(self._api_key, 0, payload)
-            raise TransportError(f"no complete response within {self._timeout_s:g} s", kind="timeout", partial=partial) from None
+            raise TransportError(
+                f"no complete response within {self._timeout_s:g} s", kind="timeout", partial=partial
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
             partial = _without(self._api_key, 0, payload)
             said = f"the connection broke: {type(error).__name__}: {error}"
