@@ -21,7 +21,7 @@ from rlaif.doctor.pages import MAGIC, View
 from rlaif.doctor.report import Report, next_command
 from rlaif.doctor.rescue import collect, roots
 from rlaif.doctor.sieve import Totals, in_words, label_of
-from rlaif.doctor.source import Source, check_kind, not_begun, opened
+from rlaif.doctor.source import UNREADABLE, Source, check_kind, not_begun, opened
 from rlaif.doctor.tables import Row, Table, tables
 
 KEY_BYTES = 16
@@ -146,7 +146,7 @@ class _Check:
                 wrong = [table for table in tables().values() if not self._table(db, table)]
                 if not wrong:
                     self._spend(db)
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
                 self.problems.append(f"run.sqlite cannot be opened here ({error}); is the directory writable?")
             else:
@@ -177,7 +177,7 @@ class _Check:
                 if reason:
                     count += 1
                     wrong += [(last, reason)] if len(wrong) < _SHOWN else []
-        except (sqlite3.Error, OverflowError) as error:
+        except UNREADABLE as error:
             after = "from its first row" if last is None else f"after row {last}"
             self.problems.append(f"{table.name} cannot be read {after}: {error}")
             return False
@@ -222,7 +222,7 @@ class _Check:
         """The running totals against the sums over the calls."""
         try:
             rows = db.execute("SELECT * FROM spend ORDER BY model, role").fetchall()
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             self.problems.append(f"spend cannot be read: {error}")
             return
         said = {(row[0], row[1]): tuple(row[3:8]) for row in rows if row[3]}
@@ -264,7 +264,7 @@ def _surroundings(source: Source) -> Iterator[str]:
         yield f"in use: a process works on it ({source.owner})"
         return
     if source.wal is not None:
-        yield f"run.sqlite-wal: {len(source.wal.frames):,} frames that a process left; the next run takes them in"
+        yield f"left behind: run.sqlite-wal with {source.wal.applied:,} changed pages, which the next run takes in"
     names = sorted({path.name for pattern in _LEFT_BEHIND for path in source.directory.glob(pattern)})
     if names:
-        yield f"left behind by a process that was killed: {', '.join(names)}"
+        yield f"left behind: {', '.join(names)}"
