@@ -27,7 +27,7 @@ from rlaif.doctor.wal import read_wal
 from rlaif.errors import InputError
 
 PAGE = 4096
-TRIALS = int(os.environ.get("RLAIF_TRIALS", "36"))  # more of them to look for what is rare
+TRIALS = int(os.environ.get("RLAIF_TRIALS", "30"))  # more of them to look for what is rare
 Rows = dict[str, Counter[Any]]
 WRITTEN: dict[str, set[Any]] = {}  # every row that a test ever wrote
 
@@ -279,7 +279,7 @@ def judge(where: Path, original: Rows, *, may_refuse: bool, early: bool = False)
         saved = salvage(where, out)
     (where / "run.sqlite-shm").unlink(missing_ok=True)
     if saved is None:
-        assert report.damaged and not any(report.rows.values())
+        assert (report.damaged or early) and not any(report.rows.values())
         return report, {name: Counter() for name in original}
     if report.damaged:
         assert (report.rows, report.lost) == (saved.rows, saved.lost), (report.lines(), saved.lines())
@@ -553,7 +553,7 @@ def test_what_is_lost_is_counted_and_what_it_costs_is_said(tmp_path: Path) -> No
     report = salvage(tmp_path / "run", tmp_path / "new")
     assert report.damaged and report.lost == {"prompts": 0, "answers": 1, "failures": 0, "faults": 0, "records": 0, "meta": 0}
     assert f"1 of m as policy, {lost[1]} prompt and {lost[2]} completion tokens" in said(report)
-    assert "1 answers lost: a resume buys them again where their prompt has no record" in said(report)
+    assert "lost answers: 1; a resume buys them again where their prompt has no record" in said(report)
     (policy,) = [row for row in content(tmp_path / "new" / "run.sqlite")["spend"] if row[1] == "policy"]
     assert policy[2:5] == (1, 5, total) and policy[8:] == (10 * total, 20 * total)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sqlite3
 import zlib
 from collections import Counter
@@ -27,7 +28,7 @@ from rlaif.doctor.tables import Row, Table, tables
 KEY_BYTES = 16
 _SHOWN = 5
 _NOT_BEGUN = "a run that did not begin: nothing is stored"
-_LEFT_BEHIND = ("*.part", ".*.part", "run.sqlite-journal", "run.reserve")
+_LEFT_BEHIND = ("*.part", "run.sqlite-journal", "run.reserve")
 
 
 def examine(directory: Path) -> Report:
@@ -50,7 +51,9 @@ def _damaged(source: Source, check: _Check, facts: list[str]) -> Report:
     problems = tuple(check.problems)
     advice: tuple[str, ...]
     if source.owner is not None:
-        advice = (f"Stop the process that works there ({source.owner}), then: rlaif doctor {source.directory}",)
+        advice = (
+            f"Stop the process that works there ({source.owner}), then: rlaif doctor {shlex.quote(str(source.directory))}",
+        )
         return Report(source.directory, title, tuple(facts), problems, advice, dict(check.rows))
     saved = collect(source, None)
     if not any(saved.rows.values()):
@@ -114,8 +117,8 @@ class _Check:
             if unseen:
                 commits = sum(bool(f.commit) for f in wal.lost)
                 self.problems.append(
-                    f"{name}, {where}: SQLite passes over everything from there, {commits:,} commits and"
-                    f" {len(unseen):,} changed pages"
+                    f"{name}, {where}: SQLite passes over everything from there, {commits:,} commits that change"
+                    f" {len(unseen):,} pages"
                 )
             else:
                 self.notes.append(f"{name}: its header is not whole, and all that it holds is in run.sqlite")
@@ -263,7 +266,7 @@ def _surroundings(source: Source) -> Iterator[str]:
     if source.owner is not None:
         yield f"in use: a process works on it ({source.owner})"
         return
-    if source.wal is not None:
+    if source.wal is not None and source.wal.applied:
         yield f"left behind: run.sqlite-wal with {source.wal.applied:,} changed pages, which the next run takes in"
     names = sorted({path.name for pattern in _LEFT_BEHIND for path in source.directory.glob(pattern)})
     if names:

@@ -16,7 +16,7 @@ _TABLE_LEAF, _TABLE_INTERIOR, _INDEX_LEAF = 0x0D, 0x05, 0x0A
 _INT_BYTES = (0, 1, 2, 3, 4, 6, 8)
 _DEEPEST = 20  # as deep as SQLite goes
 
-_SIZES = tuple(2**power for power in range(9, 17))
+_SIZES: tuple[int, ...] = tuple(2**power for power in range(9, 17))
 _SAMPLE = 2**26
 
 IN_USE, FREE = 1, 2
