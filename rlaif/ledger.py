@@ -644,6 +644,7 @@ def crc_of(*values: Any) -> int:
     crc = 0
     for value in values:
         crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
+        crc = zlib.crc32(b"|", crc)
     return crc
 
 
@@ -663,29 +664,26 @@ def _store_prompts(
     db: sqlite3.Connection, prompts: Iterable[PromptRow], changed: Callable[[PromptRow | None, PromptRow | None], object]
 ) -> None:
     on_file = db.execute("SELECT ordinal, id, body FROM prompts ORDER BY ordinal")
+    before = on_file.fetchone()
     new: list[tuple[Any, ...]] = []
     add = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)"
     for prompt in prompts:
-        before = on_file.fetchone() if not new else None
         packed = pack(prompt.body)
-        if before is not None:
-            if before[1] == prompt.id and before[2] == packed:
-                continue
-            was = PromptRow(before[0], before[1], zlib.decompress(before[2]))
-            if was == prompt:  # packed by another version of zlib
+        if before is not None and before[0] == prompt.ordinal:
+            same = before[1] == prompt.id and before[2] == packed
+            was = PromptRow(before[0], before[1], prompt.body if same else zlib.decompress(before[2]))
+            before = on_file.fetchone()
+            if was == prompt:  # perhaps packed by another version of zlib
                 continue
             changed(was, prompt)
             db.execute("DELETE FROM records WHERE ordinal = ?", (prompt.ordinal,))
-            db.execute(add, _prompt_row(prompt, packed))
-            continue
         new.append(_prompt_row(prompt, packed))
-        if len(new) >= _BATCH:
+        if len(new) >= _BATCH:  # all stand before what is still to be read
             db.executemany(add, new)
-            del new[1:]  # one stays as the mark that the file has no more; it is written again, as it was
-    left = on_file.fetchone() if not new else None
+            new.clear()
     db.executemany(add, new)
-    if left is not None:
-        changed(PromptRow(left[0], left[1], b""), None)
+    if before is not None:
+        changed(PromptRow(before[0], before[1], b""), None)
 
 
 def _prompt_row(prompt: PromptRow, packed: bytes) -> tuple[Any, ...]:

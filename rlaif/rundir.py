@@ -13,6 +13,7 @@ import mmap
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 
 from rlaif.errors import InputError
@@ -21,6 +22,7 @@ log = logging.getLogger("rlaif")
 
 RESERVE_BYTES = 8 * 2**20
 _COUNTERS = struct.Struct("<QQ")
+_LOOKS_S = (0.005, 0.02, 0.05)
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "glusterfs", "9p")
 
 
@@ -84,7 +86,14 @@ def _take_lock(directory: Path) -> int:
     path = directory / "run.lock"
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for wait in (*_LOOKS_S, None):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if wait is None:
+                    raise
+                time.sleep(wait)  # `rlaif status` holds it for a moment when it looks whether somebody is there
     except OSError:
         owner = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
         os.close(handle)

@@ -22,9 +22,10 @@ from rlaif.doctor import Report, examine, salvage, why_unreadable
 from rlaif.doctor.pages import FREE, View
 from rlaif.doctor.rescue import roots
 from rlaif.doctor.sieve import label_of
-from rlaif.doctor.tables import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Row, crc_of, tables
+from rlaif.doctor.tables import Row, tables
 from rlaif.doctor.wal import read_wal
 from rlaif.errors import InputError
+from rlaif.ledger import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, crc_of
 
 PAGE = 4096
 TRIALS = int(os.environ.get("RLAIF_TRIALS", "30"))  # more of them to look for what is rare

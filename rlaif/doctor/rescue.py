@@ -21,8 +21,9 @@ from rlaif.doctor.pages import FREE, IN_USE, View
 from rlaif.doctor.report import Report
 from rlaif.doctor.sieve import Saved, Sieve, Totals, in_words
 from rlaif.doctor.source import UNREADABLE, Source, check_kind, opened
-from rlaif.doctor.tables import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Row, Table, layout, tables
+from rlaif.doctor.tables import Row, Table, layout, tables
 from rlaif.errors import InputError
+from rlaif.ledger import APPLICATION_ID, SCHEMA, SCHEMA_VERSION
 
 _LEAST_ROW = 30  # bytes that a row of calls or faults takes at the least
 _WITNESSES = {
