@@ -33,6 +33,11 @@ class Plan:
         if not all(math.isfinite(seconds) for _, seconds in self._steps[:-1]):
             raise ValueError(f"rates {text!r}: only the last one may stay for ever")
 
+    @property
+    def highest(self) -> float:
+        """The highest rate of all."""
+        return max(rate for rate, _ in self._steps)
+
     def spans(self, moment: float) -> Iterator[tuple[float, float]]:
         """(end, rate) of the steps from `moment` on."""
         around = self._repeats and math.isfinite(self._period)
@@ -135,7 +140,7 @@ class Fixed:
             self._window, self._used = window, 0
         if self._used < self._allowed(window):
             return now
-        later = (w for w in range(window + 1, window + 100_000) if self._allowed(w))
+        later = (w for w in range(window + 1, window + 1000) if self._allowed(w))
         return next((w * self._window_s for w in later), math.inf)
 
     def take(self, now: float) -> None:
@@ -159,6 +164,8 @@ def limiter(how: Behaviour) -> Limiter | None:
     plan = Plan(how.rates, how.rates_repeat)
     if how.rate_kind == "bucket":
         return Bucket(plan, how.rate_burst)
+    if plan.highest * how.rate_window_s < 1 - _ROUNDING:
+        raise ValueError(f"rates {how.rates!r}: no window of {how.rate_window_s} s ever takes a request")
     return (Sliding if how.rate_kind == "sliding" else Fixed)(plan, how.rate_window_s)
 
 
