@@ -9,7 +9,7 @@ from typing import Any
 from rlaif.pairs import flips
 from rlaif.types import PreferencePair, Record
 
-_MOST_FAILURES, _LONGEST_MESSAGE = 10, 500
+_MOST_FAILURES, _MOST_KINDS, _LONGEST_MESSAGE = 10, 1000, 500
 
 
 class Audit:
@@ -23,31 +23,40 @@ class Audit:
 
     def add(self, record: Record) -> None:
         """Counts a record's verdicts. Flips are over pairs judged readably in both orders, by a judge each."""
+        for candidate in record.candidates:
+            if candidate.error:
+                self._fail("policy", candidate.error)
         count = self._counts
         count["records"] += 1
         count["verdicts"] += len(record.verdicts)
-        count["unread"] += sum(v.scores is None for v in record.verdicts)
         both = flips(record.verdicts)
         for found in both.values():
             count["both_orders"] += sum(f is not None for f in found)
             count["flipped"] += sum(f is True for f in found)
+        named = first = 0
         for verdict in record.verdicts:
-            if len(verdict.shown) == 2 and frozenset(verdict.shown) in both and verdict.winner is not None:
-                count["named"] += 1
-                count["named_first"] += verdict.winner == verdict.shown[0]
+            shown, scores = verdict.shown, verdict.scores
+            if scores is None:
+                count["unread"] += 1
+            elif len(shown) == 2 and scores[0] != scores[1] and (shown in both or shown[::-1] in both):
+                named += 1
+                first += scores[0] > scores[1]
+            if verdict.error:
+                self._fail("judge", verdict.error)
+        count["named"] += named
+        count["named_first"] += first
 
-        for who, error in (
-            *(("policy", c.error) for c in record.candidates if c.error),
-            *(("judge", v.error) for v in record.verdicts if v.error),
-        ):
-            kind = who, error.partition(":")[0]
-            self._failed[kind] += 1
-            self._examples.setdefault(kind, error)
+    def _fail(self, who: str, error: str) -> None:
+        kind = who, error.partition(":")[0][:_LONGEST_MESSAGE]
+        if kind not in self._failed and len(self._failed) >= _MOST_KINDS:  # a judge's own words may all be different
+            kind, error = (who, ""), "other errors"
+        self._failed[kind] += 1
+        self._examples.setdefault(kind, error[:_LONGEST_MESSAGE])
 
     def failures(self) -> list[dict[str, Any]]:
         """What went wrong, most frequent first: whose it is (policy or judge), how often, and the first such message."""
         return [
-            {"of": kind[0], "count": count, "error": self._examples[kind][:_LONGEST_MESSAGE]}
+            {"of": kind[0], "count": count, "error": self._examples[kind]}
             for kind, count in self._failed.most_common(_MOST_FAILURES)
         ]
 

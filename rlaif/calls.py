@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlaif.aio import all_of
@@ -18,6 +20,9 @@ from rlaif.errors import CallFailed, Unsupported
 from rlaif.keys import canonical, feed, seed_of
 from rlaif.ledger import KEY_BYTES, Failure, Ledger
 from rlaif.types import Choice, Model, Reply, Request
+
+
+_TIMES = 1000
 
 
 @dataclass
@@ -30,13 +35,22 @@ class Tally:
     faults: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    seconds: dict[str, deque[float]] = field(default_factory=dict)
 
-    def bought(self, role: str) -> None:
-        """Counts one response that was bought."""
+    def bought(self, role: str, seconds: float) -> None:
+        """Counts one response that was bought, and how long it took; the last thousand times are kept."""
+        if role not in self.seconds:
+            self.seconds[role] = deque(maxlen=_TIMES)
+        self.seconds[role].append(seconds)
         if role == "policy":
             self.policy += 1
         else:
             self.judge += 1
+
+
+def billed_as(model: Model) -> str:
+    """The model as the books name it: with its address, on which its price depends."""
+    return f"{model.name}@{model.identity['url']}" if "url" in model.identity else model.name
 
 
 def no_budget() -> None:
@@ -52,7 +66,7 @@ class Client:
         self.name, self.identity = model.name, model.identity
         self.constrains, self.window, self.free = model.constrains, model.window, model.free
         self.ledger, self.tally, self.role, self.budget, self._model = ledger, tally, role, budget, model
-        self.billed = f"{model.name}@{model.identity['url']}" if "url" in model.identity else model.name
+        self.billed = billed_as(model)
         self._flying: dict[tuple[int, bytes], asyncio.Future[Choice]] = {}
         self._prefixes: dict[tuple[Any, ...], hashlib.blake2b] = {}
 
@@ -193,20 +207,22 @@ class Client:
 class _Purchase:
     """The books of one call: attempts of paid models are counted while their end is open."""
 
-    __slots__ = ("_client", "_keys", "_open", "_request")
+    __slots__ = ("_began", "_client", "_keys", "_open", "_request")
 
     def __init__(self, client: Client, keys: Sequence[bytes], request: Request) -> None:
         self._client, self._keys, self._request, self._open = client, keys, request, False
+        self._began = 0.0
 
     def begin(self) -> None:
         client = self._client
         client.budget()
+        self._began = time.monotonic()
         if not client.free:
             client.ledger.sent()
             self._open = True
 
     async def keep(self, body: bytes) -> None:
-        client = self._client
+        client, seconds = self._client, time.monotonic() - self._began
         kept = await client.ledger.keep(
             self._request.ordinal,
             self._keys,
@@ -217,7 +233,7 @@ class _Purchase:
             asked_tokens=self._request.characters // 4,
         )
         if kept:
-            client.tally.bought(client.role)
+            client.tally.bought(client.role, seconds)
         else:
             client.tally.faults += 1
         self._end()

@@ -5,26 +5,29 @@ Exit status: 0 done; 2 wrong usage or input, nothing spent; 3 stopped cleanly, t
 
 from __future__ import annotations
 
+import inspect
 import io
+import itertools
 import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 import rlaif
-from rlaif import jobs, progress, results
+from rlaif import doctor, jobs, progress, results
 from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export import write_jsonl
 from rlaif.models import catalog
+from rlaif.voice import Face, leave_terminal, print_plain, speaking
 
 _TERM_DEADLINE_S = 60
+_INTERRUPTED = "interrupted; the same command goes on from here"
 
 app = typer.Typer(
     help="Preference data with an AI judge.",
@@ -36,155 +39,126 @@ app = typer.Typer(
 models = typer.Typer(help="Models that rlaif knows, fetches and asks about.", no_args_is_help=False, rich_markup_mode=None)
 app.add_typer(models, name="models", invoke_without_command=True)
 
-Out = Annotated[str | None, typer.Option(help="The run directory; the same command again resumes in it.", metavar="DIR")]
-JudgeNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="JUDGE",
-        help="A name or file in judges/, a YAML spec, or file.py:function; repeat for a jury. [default: pairwise]",
-    ),
-]
-JudgeModel = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="The model that drives an LLM judge. [default: the first policy]")
-]
-ConstitutionName = Annotated[
-    str | None,
-    typer.Option(
-        "--constitution",
-        metavar="NAME",
-        help="What the judge prefers: helpful, harmless, honest, hhh, hhh-zh or a file. [default: hhh]",
-    ),
-]
-Limit = Annotated[int | None, typer.Option(help="Use the first N rows only.", metavar="N")]
-System = Annotated[str | None, typer.Option(help="A system message for every prompt that has none.", metavar="TEXT")]
-ExtraBody = Annotated[str | None, typer.Option(help="More fields for every request, as JSON.", metavar="JSON")]
-Concurrency = Annotated[
-    int | None, typer.Option(help="At most this many calls at once to an endpoint. [default: 64]", metavar="N")
-]
-Timeout = Annotated[
-    float | None, typer.Option("--timeout", metavar="S", help="Seconds for one attempt of a call. [default: 600]")
-]
-Transport = Annotated[
-    str | None, typer.Option(metavar="NAME", help="What carries the requests: aiohttp or openai. [default: aiohttp]")
-]
-AllowTruncated = Annotated[
-    bool | None, typer.Option("--allow-truncated", help="Let answers cut at the token limit into pairs.")
-]
-RetryFailed = Annotated[bool | None, typer.Option("--retry-failed", help="Ask again for what ended as a failure before.")]
-ConfigFile = Annotated[
-    str | None, typer.Option("--config", help="A YAML file of settings; options take precedence.", metavar="FILE")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be called; spend nothing.")]
-Policies = Annotated[
-    list[str] | None,
-    typer.Option(
+def _option(kind: Any, *names: str, **more: Any) -> tuple[Any, Any]:
+    """An option that may be left out: (its annotation, its default)."""
+    return Annotated[kind | None, typer.Option(*names, **more)], None
+
+
+def _log_format(name: str) -> str:
+    if name not in ("text", "json"):
+        raise typer.BadParameter(f"{name!r} is neither text nor json")
+    return name
+
+
+_OUT = _option(str, help="The run directory; the same command again resumes in it.", metavar="DIR")
+_SAMPLING = {
+    "policy": _option(
+        list[str],
         metavar="MODEL",
         help="The model to sample from: openai/NAME[@URL], gguf/FILE, smollm2, fake/oracle; repeat for n samples of each.",
     ),
-]
+    "n": _option(int, "-n", "--n", metavar="N", help="Samples of each policy for a prompt. [default: 4]"),
+    "temperature": _option(float, metavar="T", help="Sampling temperature. [default: 1.0]"),
+    "max_tokens": _option(int, metavar="N", help="Longest answer in tokens. [default: 512]"),
+    "seed": _option(int, metavar="N", help="Seed of the run. [default: 0]"),
+    "allow_truncated": _option(bool, "--allow-truncated", help="Let answers cut at the token limit into pairs."),
+}
+_JUDGING = {
+    "judge": _option(
+        list[str],
+        metavar="JUDGE",
+        help="A name or file in judges/, a YAML spec, or file.py:function; repeat for a jury. [default: pairwise]",
+    ),
+    "judge_model": _option(str, metavar="MODEL", help="The model that drives an LLM judge. [default: the first policy]"),
+    "constitution": _option(
+        str, metavar="NAME", help="What the judge prefers: helpful, harmless, honest, hhh, hhh-zh or a file. [default: hhh]"
+    ),
+    "judge_timeout_s": _option(
+        float, "--judge-timeout", metavar="S", help="Seconds for one call of a judge that is a function. [default: 300]"
+    ),
+}
+_RUNNING = {
+    "limit": _option(int, metavar="N", help="Use the first N rows only."),
+    "system": _option(str, metavar="TEXT", help="A system message for every prompt that has none."),
+    "extra_body": _option(str, metavar="JSON", help="More fields for every request, as JSON."),
+    "concurrency": _option(
+        int, metavar="N", help="At most this many calls at once to an endpoint; how many it bears is found out. [default: 64]"
+    ),
+    "rpm": _option(float, metavar="N", help="At most this many requests a minute to an endpoint."),
+    "tpm": _option(float, metavar="N", help="At most this many tokens a minute to an endpoint."),
+    "budget_usd": _option(float, "--budget", metavar="USD", help="Stop when the run directory has cost this much."),
+    "budget_tokens": _option(int, "--budget-tokens", metavar="N", help="Stop when the run directory has used this many."),
+    "prices": _option(str, metavar="FILE", help="A YAML file of prices: NAME: {input: 0.15, output: 0.6} per million tokens."),
+    "timeout_s": _option(float, "--timeout", metavar="S", help="Seconds for one attempt of a call. [default: 600]"),
+    "max_wait_s": _option(
+        float, "--max-wait", metavar="S", help="Stop when an endpoint lets wait or is down for longer. [default: 900]"
+    ),
+    "transport": _option(str, metavar="NAME", help="What carries the requests: aiohttp or openai. [default: aiohttp]"),
+    "retry_failed": _option(bool, "--retry-failed", help="Ask again for what ended as a failure before."),
+}
+_HOW = {
+    "config": _option(str, "--config", help="A YAML file of settings; options take precedence.", metavar="FILE"),
+    "dry_run": (
+        Annotated[bool, typer.Option("--dry-run", help="Check everything and say what it would cost; spend nothing.")],
+        False,
+    ),
+    "probe": _option(
+        int, "--probe", min=1, metavar="K", help="With --dry-run: run the first K prompts for real, for a better forecast."
+    ),
+    "log_format": (
+        Annotated[
+            str,
+            typer.Option(
+                "--log-format",
+                metavar="NAME",
+                callback=_log_format,
+                help="text, or json: every line on stdout is one JSON object, errors too.",
+            ),
+        ],
+        "text",
+    ),
+}
 
 
-def _sampling_command(command: str, doc: str) -> Callable[..., None]:
-    def run(
-        prompts: Annotated[
-            str | None, typer.Argument(help=".jsonl, .json, .csv, .parquet, .txt (or gzip of these) or a dataset.")
-        ] = None,
-        out: Out = None,
-        policy: Policies = None,
-        judge: JudgeNames = None,
-        judge_model: JudgeModel = None,
-        constitution: ConstitutionName = None,
-        n: Annotated[
-            int | None, typer.Option("-n", "--n", metavar="N", help="Samples of each policy for a prompt. [default: 4]")
-        ] = None,
-        temperature: Annotated[float | None, typer.Option(metavar="T", help="Sampling temperature. [default: 1.0]")] = None,
-        max_tokens: Annotated[int | None, typer.Option(metavar="N", help="Longest answer in tokens. [default: 512]")] = None,
-        limit: Limit = None,
-        seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the run. [default: 0]")] = None,
-        system: System = None,
-        extra_body: ExtraBody = None,
-        concurrency: Concurrency = None,
-        timeout: Timeout = None,
-        transport: Transport = None,
-        allow_truncated: AllowTruncated = None,
-        retry_failed: RetryFailed = None,
-        config: ConfigFile = None,
-        dry_run: DryRun = False,
-    ) -> None:
-        _run(
-            command,
-            config,
-            dry_run,
-            {
-                "prompts": prompts,
-                "out": out,
-                "policy": policy,
-                "judge": judge,
-                "judge_model": judge_model,
-                "constitution": constitution,
-                "n": n,
-                "temperature": temperature,
-                "max_tokens": max_tokens,
-                "limit": limit,
-                "seed": seed,
-                "system": system,
-                "extra_body": _json(extra_body),
-                "concurrency": concurrency,
-                "timeout_s": timeout,
-                "transport": transport,
-                "allow_truncated": allow_truncated,
-                "retry_failed": retry_failed,
-            },
-        )
+def _add(command: str, doc: str, argument: tuple[Any, Any], settings: dict[str, tuple[Any, Any]]) -> None:
+    """Adds a command that makes a run: `settings` are those of RunConfig that it takes."""
 
+    def run(**given: Any) -> None:
+        how = {name: given.pop(name) for name in _HOW}
+        _run(command, given, **how)
+
+    parameters = {"prompts": argument, "out": _OUT, **settings, **_HOW}
     run.__doc__ = doc
-    return run
-
-
-app.command("generate")(_sampling_command("generate", "Sample answers to prompts, judge them, and write DIR/dpo.jsonl."))
-app.command("best-of-n")(_sampling_command("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl."))
-
-
-@app.command("judge")
-def judge_command(
-    candidates: Annotated[
-        str | None,
-        typer.Argument(help='Rows of {"prompt", "candidates": [...]} in a .jsonl, .json or .parquet file (or gzip).'),
-    ] = None,
-    out: Out = None,
-    judge: JudgeNames = None,
-    judge_model: Annotated[str | None, typer.Option(metavar="MODEL", help="The model that drives an LLM judge.")] = None,
-    constitution: ConstitutionName = None,
-    limit: Limit = None,
-    system: System = None,
-    extra_body: ExtraBody = None,
-    concurrency: Concurrency = None,
-    timeout: Timeout = None,
-    transport: Transport = None,
-    retry_failed: RetryFailed = None,
-    config: ConfigFile = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Judge answers that already exist, and write DIR/dpo.jsonl."""
-    _run(
-        "judge",
-        config,
-        dry_run,
-        {
-            "prompts": candidates,
-            "out": out,
-            "judge": judge,
-            "judge_model": judge_model,
-            "constitution": constitution,
-            "limit": limit,
-            "system": system,
-            "extra_body": _json(extra_body),
-            "concurrency": concurrency,
-            "timeout_s": timeout,
-            "transport": transport,
-            "retry_failed": retry_failed,
-        },
+    run.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in parameters.items()
+        ]
     )
+    app.command(command)(run)
+
+
+_PROMPTS = (
+    Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPTS", help=".jsonl, .json, .csv, .parquet, .txt (or gzip of these) or a dataset."),
+    ],
+    None,
+)
+_CANDIDATES = (
+    Annotated[
+        str | None,
+        typer.Argument(
+            metavar="CANDIDATES", help='Rows of {"prompt", "candidates": [...]} in a .jsonl, .json or .parquet file (or gzip).'
+        ),
+    ],
+    None,
+)
+_ALL = _SAMPLING | _JUDGING | _RUNNING
+_add("generate", "Sample answers to prompts, judge them, and write DIR/dpo.jsonl.", _PROMPTS, _ALL)
+_add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl.", _PROMPTS, _ALL)
+_add("judge", "Judge answers that already exist, and write DIR/dpo.jsonl.", _CANDIDATES, _JUDGING | _RUNNING)
 
 
 @app.command("export")
@@ -202,6 +176,33 @@ def export_command(
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
         typer.echo(f"{path}: {count} rows")
+
+
+@app.command("status")
+def status_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="All facts as one JSON object; with --watch, one a second.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on until no process works on it.")] = False,
+) -> None:
+    """Say how a run is getting on, or where it stopped; it is not touched."""
+    with speaking("json" if as_json else "text") as face, _errors():
+        progress.status(directory, face, watch=watch)
+
+
+@app.command("doctor")
+def doctor_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
+    out: Annotated[
+        Path | None, typer.Option("--salvage", metavar="NEW", help="Copy what can be read into this new run directory.")
+    ] = None,
+) -> None:
+    """Check a run's ledger; of a damaged one, save what can be read. The directory itself is left as it is."""
+    with _errors():
+        report = doctor.examine(directory) if out is None else doctor.salvage(directory, out)
+        for line in report.lines():
+            typer.echo(line)
+        if report.damaged and out is None:
+            raise typer.Exit(1)
 
 
 @models.callback()
@@ -240,35 +241,38 @@ def options(
     """Preference data with an AI judge."""
 
 
-def _run(command: str, config_file: str | None, dry_run: bool, given: dict[str, Any]) -> None:
-    console = Console(stderr=False)
-    with _errors():
-        run = jobs.Run(make_config({"command": command, **given}, config_file))
+def _run(
+    command: str, given: dict[str, Any], *, config: str | None, dry_run: bool, probe: int | None, log_format: str
+) -> None:
+    with speaking("json" if log_format == "json" else "text") as face, _errors(face):
+        if probe and not dry_run:
+            raise InputError("--probe goes with --dry-run")
+        settings = {"command": command, **given, "extra_body": _json(given["extra_body"])}
+        run = jobs.Run(make_config(settings, config))
         if dry_run:
-            for name, value in run.dry_run().items():
-                console.print(f"{name}: {value}", highlight=False)
+            progress.show_plan(run.dry_run(probe or 0), face)
             return
         try:
-            with _signals(run, console):
-                progress.follow(run, console)
+            with _signals(run, face):
+                progress.follow(run, face)
         except StopRun:
-            done, of = run.progress.done, run.progress.prompts
-            typer.echo(f"{done} of {of} prompts are finished; what was bought is in {run.config.out}")
+            if not face.is_json:
+                done, of = run.progress.done, run.progress.prompts
+                print_plain(f"{done} of {of} prompts are finished; what was bought is in {run.config.out}", face.console)
             raise
-        progress.show_result(run, console)
+        progress.show_result(run, face)
 
 
 def _json(text: str | None) -> dict[str, Any] | None:
     if text is None:
         return None
-    with _errors():
-        try:
-            value = json.loads(text, parse_constant=_no_constant)
-        except ValueError as error:
-            raise InputError(f"--extra-body is not valid JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise InputError(f"--extra-body must be a JSON object, got {text!r}")
-        return value
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except ValueError as error:
+        raise InputError(f"--extra-body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"--extra-body must be a JSON object, got {text!r}")
+    return value
 
 
 def _no_constant(name: str) -> None:
@@ -276,20 +280,24 @@ def _no_constant(name: str) -> None:
 
 
 @contextmanager
-def _signals(run: jobs.Run, console: Console) -> Iterator[None]:
-    """The first SIGINT or SIGTERM lets what is in flight end; a second one, or a minute after SIGTERM, breaks off."""
+def _signals(run: jobs.Run, face: Face) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets what is in flight end; a second one, or a minute after SIGTERM, breaks off.
+
+    A terminal that goes away (SIGHUP) stops nothing.
+    """
     seen: list[int] = []
 
     def on_signal(number: int, frame: object) -> None:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
-        console.print("stopping: waiting for the calls in flight; once more breaks them off", highlight=False)
+        face.note("stopping: waiting for the calls in flight; once more breaks them off")
         run.interrupt()
         if number == signal.SIGTERM:
             signal.alarm(_TERM_DEADLINE_S)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    before: dict[int, Any] = {n: signal.signal(n, on_signal) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda number, frame: leave_terminal())
     try:
         yield
     finally:
@@ -299,22 +307,31 @@ def _signals(run: jobs.Run, console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
+def _errors(face: Face | None = None) -> Iterator[None]:
     """Turns what a user can act on into one message and an exit status; a bug keeps its traceback."""
+
+    def end(event: Literal["stop", "error"], exit_status: int, kind: str, words: str, message: str = "") -> typer.Exit:
+        if face is None:
+            typer.echo(words, err=True)
+        else:
+            face.end(event, words, kind=kind, message=message or words, exit_status=exit_status)
+        return typer.Exit(exit_status)
+
     try:
         yield
     except InputError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
+        raise end("error", 2, "input", f"error: {error}", str(error)) from None
     except (StopRun, CallFailed) as error:
         if error.kind == "interrupted":
-            typer.echo("interrupted; the same command goes on from here", err=True)
-            raise typer.Exit(130) from None
-        typer.echo(f"stopped ({error.kind}): {error}\nThe same command goes on from here.", err=True)
-        raise typer.Exit(3) from None
+            raise end("stop", 130, "interrupted", _INTERRUPTED) from None
+        words = f"stopped ({error.kind}): {error}\nThe same command goes on from here."
+        raise end("stop", 3, error.kind, words, str(error)) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
-        raise typer.Exit(130) from None
+        raise end("stop", 130, "interrupted", _INTERRUPTED) from None
+    except Exception as error:
+        if face is not None and face.is_json and not isinstance(error, typer.Exit):
+            end("error", 1, "bug", f"{type(error).__name__}: {error}")
+        raise
 
 
 def main() -> None:
@@ -322,7 +339,19 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a letter is no reason to fail
-    app(prog_name="rlaif")
+    if "--log-format=json" not in sys.argv and ("--log-format", "json") not in itertools.pairwise(sys.argv):
+        app(prog_name="rlaif")
+        return
+    try:
+        status = app(prog_name="rlaif", standalone_mode=False)
+    except Exception as error:  # a wrong option, found before any command began
+        words = getattr(error, "format_message", None)
+        if words is None:
+            raise
+        with speaking("json") as face:
+            face.end("error", words(), kind="usage", message=words(), exit_status=2)
+        status = 2
+    sys.exit(status)
 
 
 if __name__ == "__main__":

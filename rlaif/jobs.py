@@ -12,15 +12,16 @@ import math
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from rlaif import engine, records, results
+from rlaif import engine, forecast, records, results
 from rlaif.aio import iterate
-from rlaif.calls import Client, Tally
+from rlaif.calls import Client, Tally, billed_as
 from rlaif.config import RunConfig
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
@@ -28,8 +29,9 @@ from rlaif.judges import JudgePlan, resolve
 from rlaif.judges.code import CodeJudge, JudgeFunction
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
+from rlaif.live import Snapshot
 from rlaif.models import Models
-from rlaif.prices import Budget, Prices
+from rlaif.prices import FREE, Budget, Price, Prices, guess_message_tokens, guess_tokens
 from rlaif.ranking import schedule
 from rlaif.sampling import Given, Sampler
 from rlaif.source import Source, changes
@@ -80,7 +82,8 @@ class Run:
         self._interrupted: StopRun | None = None
         self._stopped: StopRun | None = None
         self._stop_calls: Callable[[StopRun], object] | None = None
-        self._source = Source(config, source)
+        self._given = source if source is None or isinstance(source, (str, Path)) else list(source)
+        self._source = Source(config, self._given)
         self._judges: list[str | JudgeFunction | JudgePlan] = list(judges if judges is not None else config.judge)
         self._budget: Budget | None = None
         self._ledger: Ledger | None = None
@@ -92,6 +95,29 @@ class Run:
         self._interrupted = StopRun("interrupted", "the run was interrupted")
         if self._stop_calls is not None:
             self._stop_calls(self._interrupted)
+
+    def snapshot(self) -> Snapshot:
+        """Where the run stands now. May be called in any thread, before, during and after it."""
+        tally, stopped = self.progress.tally, self._stopped
+        running: Literal["running", "stopping"] = "running" if self._interrupted is None else "stopping"
+        return {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "time": time.time(),
+            "state": running if self.summary is None else "done" if stopped is None else "stopped",
+            "reason": None if stopped is None else f"{stopped.kind}: {stopped}",
+            "prompts": self.progress.prompts,
+            "done": self.progress.done,
+            "failed": 0,
+            "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused, "faults": 0},
+            "tokens": {"prompt": tally.tokens, "completion": 0},
+            "cost_usd": None,
+            "budget_usd": None,
+            "wall_s": time.monotonic() - self.progress.started,
+            "in_flight": 0,
+            "maybe_lost": 0,
+            "endpoints": [],
+        }
 
     @property
     def directory(self) -> Path:
@@ -131,23 +157,62 @@ class Run:
         self.wait()
         return datasets.Dataset.from_list(list(results.rows(self.directory, results.format_of(self.config), self.config)))
 
-    def dry_run(self) -> dict[str, Any]:
-        """What the run would ask for if nothing were on file and every reply were usable. Spends nothing.
+    def dry_run(self, probe: int = 0) -> dict[str, Any]:
+        """What the run would ask for if nothing were on file: counts of calls, and `forecast.forecast`'s figures.
 
-        Answers that are alike need fewer judge calls; a judge that falls back to text, and missing choices, need more.
+        Spends nothing, but for the first `probe` prompts: these are run for real, in the run directory, where they stay.
         """
         config = self.config
         models, plans = self._open()
-        sizes = [
-            len(given) if config.command == "judge" else config.n * len(config.policy) for _, given in self._source.read()
-        ]
-        clients = [models.open(name) for name in config.policy]
+        prices = Prices(config.prices)
+        sizes, prompt_tokens, answer_tokens = Counter[int](), 0, 0
+        for prompt, given in self._source.read():
+            sizes[len(given) if config.command == "judge" else config.n * len(config.policy)] += 1
+            prompt_tokens += guess_message_tokens(prompt.messages)
+            answer_tokens += sum(guess_tokens(candidate.text) for candidate in given)
+        prompts, answers = sizes.total(), sum(size * count for size, count in sizes.items())
+        calls = [sum(schedule.calls(size, plan.arity) * count for size, count in sizes.items()) for plan in plans]
+
+        def known(name: str) -> tuple[str, Price | None]:
+            model = models.open(name)
+            return billed_as(model), FREE if model.free else prices.of_model(billed_as(model))
+
+        work = forecast.Work(
+            prompts,
+            prompt_tokens,
+            config.n,
+            [forecast.PolicyWork(*known(name), models.open(name).max_n) for name in config.policy],
+            [
+                forecast.JudgeWork(known(plan.model)[0], count / prompts, known(plan.model)[1], plan.template_tokens, plan.letter)
+                for plan, count in zip(plans, calls, strict=True)
+                if plan.model
+            ],
+            config.max_tokens,
+            config.concurrency,
+            config.rpm,
+            config.tpm,
+            answer_tokens / answers if config.command == "judge" and answers else None,
+        )
         return {
-            "prompts": len(sizes),
-            "policy_calls": len(sizes) * sum(math.ceil(config.n / model.max_n) for model in clients),
-            "judge_calls": sum(schedule.calls(size, plan.arity) for size in sizes for plan in plans),
+            "prompts": prompts,
+            "policy_calls": prompts * sum(math.ceil(config.n / policy.max_n) for policy in work.policies),
+            "judge_calls": sum(calls),
             "judges": len(plans),
-        }
+        } | forecast.forecast(work, self._probe(probe) if probe else None, seed=config.seed)
+
+    def _probe(self, count: int) -> forecast.Probe:
+        """Runs the first prompts for real; what each of their calls used, and how long calls of its role took on average."""
+        limit = count if self.config.limit is None else min(count, self.config.limit)
+        run = Run(self.config.model_copy(update={"limit": limit}), source=self._given, judges=self._judges)
+        run.wait()
+        tally = run.progress.tally
+        seconds = {role: sum(times) / len(times) for role, times in tally.seconds.items() if times}
+        with closing(Ledger.read(self.directory)) as ledger:
+            calls = [
+                [forecast.ProbeCall(use.role, use.model, *use.tokens, seconds.get(use.role), use.cached) for use in uses]
+                for uses in ledger.uses(limit)
+            ]
+        return forecast.Probe(calls)
 
     def snapshot(self) -> dict[str, Any]:
         """Where the run stands at this moment, for a display (`live.Snapshot`). May be called in any thread."""

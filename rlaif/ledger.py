@@ -58,7 +58,7 @@ KEY_BYTES = 16
 _DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
 _MAYBE_BILLED = ("broken", "timeout", "bad_body")
-_ADD_RECORD = "INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)"
+_ADD_CALLS, _ADD_RECORDS, _ROWS = "INSERT INTO calls VALUES ", "INSERT OR REPLACE INTO records VALUES ", 128
 _ADD_CALL = f"INSERT INTO calls VALUES ({'?, ' * 11}?)"
 _ADD_FAULT = (
     "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -99,6 +99,16 @@ class PromptRow:
     ordinal: int
     id: str
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What one response used: tokens of the prompt and of the completion, and how many came from the provider's cache."""
+
+    role: str
+    model: str
+    tokens: tuple[int, int]
+    cached: int
 
 
 class Ledger:
@@ -279,6 +289,17 @@ class Ledger:
         """What this directory's calls have used so far, a row for each model and role."""
         return list((self._spend if self._writer else {(r.model, r.role): r for r in self._spend_rows()}).values())
 
+    def uses(self, limit: int | None = None) -> Iterator[list[Use]]:
+        """What each response of a prompt used, as far as it said, prompt by prompt, of the first `limit`."""
+        last = min(self.prompts(), _most(limit))
+        for ordinal in range(last):
+            rows = self._rows(
+                "SELECT role, model, prompt_tokens, completion_tokens, cached_tokens FROM calls WHERE ordinal = ?"
+                " AND prompt_tokens IS NOT NULL ORDER BY id",
+                (ordinal,),
+            )
+            yield [Use(role, model, (prompt, completion), cached) for role, model, prompt, completion, cached in rows]
+
     def faults(self) -> dict[str, int]:
         """How many attempts gave no answer, by kind."""
         with _damage(self.directory):
@@ -305,7 +326,7 @@ class Ledger:
         """
 
         call = self._next_call()
-        kept = await self._commit(_Call(call, ordinal, role, model, time.time(), b"".join(keys), body, free, usage, asked_tokens))
+        kept = await self._commit(_Call(call, ordinal, role, model, time.time(), b"".join(keys), body, zlib.compress(body, _LEVEL), free, usage, asked_tokens))
         if not kept:
             return 0
         shelf = self._shelf(ordinal)
@@ -331,7 +352,7 @@ class Ledger:
     async def save_record(self, ordinal: int, body: bytes) -> None:
         """Stores a finished record; the prompt's shelf is put away."""
         shelf = self._shelves.pop(ordinal, None)
-        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, body))
+        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, zlib.compress(body, _LEVEL)))
 
     async def forget_failures(self, kind: str) -> None:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
@@ -534,6 +555,7 @@ class _Call:
     kept_at: float
     keys: bytes
     body: bytes
+    packed: bytes
     free: bool
     usage: Usage | None
     asked_tokens: int
@@ -545,7 +567,7 @@ class _Finished:
 
     ordinal: int
     calls: int
-    body: bytes
+    packed: bytes
 
 
 Job = Work | _Call | _Finished
@@ -557,7 +579,7 @@ def _do(db: sqlite3.Connection, jobs: Sequence[Job], spend: dict[tuple[str, str]
     for job in jobs:
         result: Any = None
         if isinstance(job, _Call):
-            usage, packed = job.usage or usage_of(job.body), zlib.compress(job.body, _LEVEL)
+            usage, packed = job.usage or usage_of(job.body), job.packed
             result = usage is not None or is_completion(job.body)
             if result:
                 tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens) if usage else (None, None, None)
@@ -568,18 +590,27 @@ def _do(db: sqlite3.Connection, jobs: Sequence[Job], spend: dict[tuple[str, str]
                 fault = (job.ordinal, job.role, job.model, job.kept_at, "bad_body", 200, packed)
                 db.execute(_ADD_FAULT, (*fault, crc_of(*fault)))
         elif isinstance(job, _Finished):
-            record = (job.ordinal, job.calls, zlib.compress(job.body, _LEVEL))
+            record = (job.ordinal, job.calls, job.packed)
             records.append((*record, crc_of(*record)))
         else:
             result = job(db)
         results.append(result)
-    if calls:
-        db.executemany(_ADD_CALL, calls)
-    if records:
-        db.executemany(_ADD_RECORD, records)
+    _insert(db, _ADD_CALLS, calls)
+    _insert(db, _ADD_RECORDS, records)
     for name, responses in used.items():
         spend[name] = _added(spend.get(name) or SpendRow(*name, True, 0, 0, 0, 0, 0, 0, 0), responses)
     return results
+
+
+def _insert(db: sqlite3.Connection, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Inserts rows, many in a statement: between statements the interpreter's lock changes hands, which costs more."""
+    at, many = 0, _ROWS
+    while at < len(rows):
+        while many > len(rows) - at:
+            many //= 2
+        part = rows[at : at + many]
+        db.execute(sql + ", ".join([f"({', '.join('?' * len(part[0]))})"] * many), [value for row in part for value in row])
+        at += many
 
 
 _Used = tuple[_Call, Usage | None]

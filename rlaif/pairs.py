@@ -12,39 +12,46 @@ Every record ends in a pair or in a reason:
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Candidate, PreferencePair, Ranking, Record, Verdict
 
 _TIE = 1e-6
+_ENDING = 8
 
 
 def normalised(text: str) -> str:
     """The text as duplicates are told by: NFC, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 
 def eligible(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> list[Candidate]:
     """The candidates worth judging, the first of each that says the same: not empty, not truncated unless allowed."""
-    seen: set[str] = set()
-    kept = []
-    for candidate in candidates:
-        text = normalised(candidate.text)
-        if candidate.empty or (candidate.truncated and not allow_truncated) or text in seen:
-            continue
-        seen.add(text)
-        kept.append(candidate)
-    return kept
+    usable = _usable(candidates, allow_truncated)
+    if len({_ending(c.text) for c in usable}) == len(usable):
+        return usable
+    first: dict[str, Candidate] = {}
+    for candidate in usable:
+        first.setdefault(normalised(candidate.text), candidate)
+    return list(first.values())
+
+
+def _usable(candidates: Sequence[Candidate], allow_truncated: bool) -> list[Candidate]:
+    return [c for c in candidates if (allow_truncated or not c.truncated) and not c.empty]
+
+
+def _ending(text: str) -> str:
+    """The last words of the text, normalised: they tell most answers apart, and long texts need not be gone through."""
+    return normalised(" ".join(text.rsplit(None, _ENDING)[-_ENDING:]))
 
 
 def why_not_judged(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> str:
     """The reason of a record with fewer than two different eligible candidates."""
     if all(c.empty for c in candidates):
         return "sampling_failed" if any(c.error for c in candidates) else "ineligible"
-    usable = [c for c in candidates if not c.empty and (allow_truncated or not c.truncated)]
-    return "identical" if len(usable) >= 2 else "ineligible"
+    return "identical" if len(_usable(candidates, allow_truncated)) >= 2 else "ineligible"
 
 
 def best_worst(record: Record, ranking: Ranking, *, allow_truncated: bool = False) -> PreferencePair | str:
@@ -91,7 +98,7 @@ def best_of_n(record: Record, ranking: Ranking, *, allow_truncated: bool = False
 
     Candidates that all say the same need no verdict: any of them is the best, with p_win 1/2.
     """
-    usable = [c for c in record.candidates if not c.empty and (allow_truncated or not c.truncated)]
+    usable = _usable(record.candidates, allow_truncated)
     if not usable:
         return why_not_judged(record.candidates, allow_truncated=allow_truncated)
     judged = compared(record.verdicts) if len(ranking.ids) >= 2 else set(ranking.ids)
@@ -111,18 +118,26 @@ def compared(verdicts: Sequence[Verdict]) -> set[str]:
     Candidates are linked by being shown together, or by being rated alone by the same judge. Where they fall apart into
     several groups, strengths of different groups say nothing about each other: the largest group counts.
     """
-    linked: list[set[str]] = []
+    groups: list[set[str]] = []
     alone: dict[str, set[str]] = {}
     for verdict in verdicts:
         if verdict.scores is not None and len(verdict.shown) > 1:
-            linked.append(set(verdict.shown))
+            _link(groups, verdict.shown)
         elif verdict.scores is not None:
             alone.setdefault(verdict.judge, set()).update(verdict.shown)
-    groups: list[set[str]] = []
-    for link in (*linked, *(rated for rated in alone.values() if len(rated) > 1)):
-        touched = [group for group in groups if group & link]
-        groups = [group for group in groups if not group & link] + [link.union(*touched)]
+    for rated in alone.values():
+        if len(rated) > 1:
+            _link(groups, rated)
     return max(groups, key=lambda group: (len(group), sorted(group)), default=set())
+
+
+def _link(groups: list[set[str]], shown: Collection[str]) -> None:
+    """Puts those shown, and the groups that they belong to, into one group."""
+    for group in groups:
+        if group.issuperset(shown):
+            return
+    touched = [group for group in groups if not group.isdisjoint(shown)]
+    groups[:] = [group for group in groups if group.isdisjoint(shown)] + [set(shown).union(*touched)]
 
 
 def judge_name(record: Record) -> str:
@@ -132,19 +147,25 @@ def judge_name(record: Record) -> str:
 
 def flip(verdicts: Sequence[Verdict], first: str, second: str) -> bool | None:
     """Whether the two orders of a pair named different winners, for any judge; None unless both were readable."""
-    found = [f for f in flips(verdicts).get(frozenset((first, second)), []) if f is not None]
+    theirs = [v for v in verdicts if v.shown in ((first, second), (second, first))]
+    found = [f for fs in flips(theirs).values() for f in fs if f is not None]
     return any(found) if found else None
 
 
-def flips(verdicts: Sequence[Verdict]) -> dict[frozenset[str], list[bool | None]]:
-    """For each pair shown in both orders, a judge each: did the orders name different winners (None: not both readable)."""
-    by_order = {(v.judge, v.shown): v for v in verdicts if len(v.shown) == 2}
-    found: dict[frozenset[str], list[bool | None]] = {}
-    for (judge, shown), verdict in by_order.items():
-        other = by_order.get((judge, shown[::-1]))
-        if other is None or shown > shown[::-1]:
+def flips(verdicts: Sequence[Verdict]) -> dict[tuple[str, str], list[bool | None]]:
+    """For each pair (sorted) shown in both orders, a judge each: did the orders name different winners?
+
+    None where not both are readable.
+    """
+    by_order = {(v.judge, v.shown): v.scores for v in verdicts if len(v.shown) == 2}
+    found: dict[tuple[str, str], list[bool | None]] = {}
+    for (judge, (first, second)), scores in by_order.items():
+        if first > second or (judge, (second, first)) not in by_order:
             continue
-        readable = verdict.scores is not None and other.scores is not None
-        winners = {verdict.winner, other.winner} - {None}
-        found.setdefault(frozenset(shown), []).append(len(winners) == 2 if readable else None)
+        swapped = by_order[judge, (second, first)]
+        flipped = None
+        if scores is not None and swapped is not None:
+            (a, b), (c, d) = scores, swapped
+            flipped = (a > b and c > d) or (a < b and c < d)  # the same place won twice
+        found.setdefault((first, second), []).append(flipped)
     return found

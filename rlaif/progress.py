@@ -1,75 +1,92 @@
-"""What a person sees of a run: a live line on a terminal, a plain line now and then elsewhere, the result at the end."""
+"""A run is followed, its result shown, and a run of another process looked at.
+
+A thread asks the run where it stands once a second, so that a wait shows while nothing finishes.
+"""
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import json
 import shlex
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live as Repainted
+from rich.text import Text
 
-from rlaif import jobs, results
+from rlaif import display, forecast, jobs, live, results
+from rlaif.live import Holds, Live, Report
+from rlaif.voice import LINE_EVERY_S, Face, print_plain, prints_to, warnings_to
 
-_PLAIN_EVERY_S = 10.0
+_FIRST_S, _EVERY_S = 0.25, 1.0
 _SHOWN_CHARACTERS = 600
 
 
-def follow(run: jobs.Run, console: Console) -> None:
+def follow(run: jobs.Run, face: Face) -> None:
     """Runs to the end, showing how far it is. Raises what the run raises."""
-    with _warnings_to(console):
-        if console.is_terminal:
-            _follow_live(run, console)
-        else:
-            _follow_plain(run, console)
+    reports, holds, ended = Live(run.directory), Holds(), threading.Event()
+
+    def report(last: bool) -> None:
+        now = reports.add(run.snapshot())
+        reports.write(now)
+        news = holds.changes(now)
+        face.later(lambda: face.voice.see(now, news, last))
+
+    def watch() -> None:
+        try:
+            report(last=False)
+            pause = _FIRST_S  # by then the prompts are read, mostly
+            while not ended.wait(pause):
+                report(last=False)
+                pause = _EVERY_S
+        except Exception as error:  # a run is worth more than its display
+            face.note(f"the display has stopped, the run goes on: {type(error).__name__}: {error}")
+
+    watcher = threading.Thread(target=watch, name="rlaif-watch", daemon=True)
+    writer = threading.Thread(target=face.write, name="rlaif-display", daemon=True)
+    writer.start()
+    try:
+        with warnings_to(face), prints_to(face):
+            watcher.start()
+            run.wait()
+    finally:
+        ended.set()
+        watcher.join()
+        with contextlib.suppress(Exception):
+            report(last=True)
+        face.finish()
+        writer.join(timeout=5.0)  # a terminal that stands still
 
 
-def _follow_live(run: jobs.Run, console: Console) -> None:
-    bar = Progress(
-        TextColumn("prompts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[calls]}"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("run", total=None, calls="")
-        for _ in run:
-            bar.update(task, total=run.progress.prompts, completed=run.progress.done, calls=_calls(run))
+def show_plan(plan: dict[str, Any], face: Face) -> None:
+    """Prints what a run would ask for."""
+    if face.is_json:
+        face.voice.say("done", "", dry_run=True, **plan)
+        return
+    for name in ("prompts", "policy_calls", "judge_calls", "judges"):
+        print_plain(f"{name}: {plan[name]}", face.console)
+    for line in ("", *forecast.lines(plan)):
+        print_plain(line, face.console)
 
 
-def _follow_plain(run: jobs.Run, console: Console) -> None:
-    last = time.monotonic()
-    for _ in run:
-        if time.monotonic() - last >= _PLAIN_EVERY_S:
-            last = time.monotonic()
-            spent = last - run.progress.started
-            left = spent / run.progress.done * (run.progress.prompts - run.progress.done)
-            _print(f"{run.progress.done}/{run.progress.prompts} prompts, {_calls(run)}, about {left:.0f} s left", console)
-
-
-def _calls(run: jobs.Run) -> str:
-    tally = run.progress.tally
-    return f"calls: {tally.policy} policy, {tally.judge} judge, {tally.reused} reused; {tally.prompt_tokens + tally.completion_tokens:,} tokens"
-
-
-def show_result(run: jobs.Run, console: Console) -> None:
-    """Prints the summary in words, one row readably, and what to do next."""
-    summary = run.summary
+def show_result(run: jobs.Run, face: Face) -> None:
+    """Prints the summary in words, one row readably, and what to do next; or the summary as one event."""
+    summary, console = run.summary, face.console
     assert summary is not None
     form = results.format_of(run.config)
     path = run.directory / f"{form}.jsonl"
+    if face.is_json:
+        face.voice.say("done", "", file=str(path), **summary)
+        return
     tokens, calls = summary["tokens"], summary["calls"]
-    example = next(results.rows(run.directory, form, run.config), None)
-    if example is not None:
-        _show_row(example, console)
+    with path.open(encoding="utf-8") as file:
+        example = file.readline()
+    if example:
+        _show_row(json.loads(example), console)
     lines = [
         f"{path}: {summary['pairs']} {'pairs' if form == 'dpo' else 'answers'} from {summary['prompts']} prompts",
         *(f"  no {'pair' if form == 'dpo' else 'answer'}, {reason}: {count}" for reason, count in summary["dropped"].items()),
@@ -88,7 +105,7 @@ def show_result(run: jobs.Run, console: Console) -> None:
         f"Next: rlaif export {shlex.quote(run.config.out)} --format {other}    (the same answers and verdicts, no new call)"
     )
     for line in lines:
-        _print(line, console)
+        print_plain(line, console)
 
 
 def _known(count: int | None) -> str:
@@ -135,34 +152,55 @@ def _show_row(row: dict[str, Any], console: Console) -> None:
         sure = "" if row["p_win"] is None else f" (p of winning = {row['p_win']:.2f})"
         shown.append((f"best of {row['n']}{sure}", row["completion"][0]["content"]))
     for title, text in shown:
-        console.print(f"── {title}", markup=False, highlight=False, style="bold")
+        console.print(f"{'--' if console.options.ascii_only else '──'} {title}", markup=False, highlight=False, style="bold")
         cut = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
-        _print(cut, console)
+        print_plain(cut, console)
     console.print()
 
 
-def _print(text: str, console: Console) -> None:
-    """Prints text as it is; lines are wrapped on a terminal alone."""
-    console.print(text, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+def status(directory: Path, face: Face, *, watch: bool = False) -> None:
+    """Says how the run in `directory` stands, with `watch` until no process works on it. Raises InputError."""
+    standing, then = live.look(directory), 0.0
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end a watch; the run has nothing to do with it
+        if watch and standing.alive and face.is_live:
+            standing = _watch(directory, face)
+        while watch and standing.alive and not face.stream.gone:
+            if time.monotonic() - then >= (_EVERY_S if face.is_json else LINE_EVERY_S):
+                then = time.monotonic()
+                _show_standing(standing, face, brief=True)
+            time.sleep(_EVERY_S)
+            standing = live.look(directory)
+    _show_standing(standing, face)
 
 
-class _Lines(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self._console = console
+def _watch(directory: Path, face: Face) -> live.Standing:
+    with Repainted(console=face.console, auto_refresh=False, transient=True, vertical_overflow="crop") as repainted:
+        face.console.show_cursor(True)
+        while (standing := live.look(directory)).alive and not face.stream.gone:
+            repainted.update(Group(*_standing_lines(standing, face.console)), refresh=True)
+            time.sleep(_EVERY_S)
+    return standing
 
-    def emit(self, record: logging.LogRecord) -> None:
-        _print(f"note: {record.getMessage()}", self._console)
+
+def _show_standing(standing: live.Standing, face: Face, *, brief: bool = False) -> None:
+    if face.is_json:
+        face.stream.write(json.dumps(standing.to_json()) + "\n")
+        face.stream.flush()
+    elif brief:
+        report = standing.report
+        print_plain(f"{standing.prompts} prompts, {standing.said}" if report is None else display.line(report), face.console)
+    else:
+        for line in _standing_lines(standing, face.console):
+            face.console.print(line, soft_wrap=not face.console.is_terminal)
 
 
-@contextmanager
-def _warnings_to(console: Console) -> Iterator[None]:
-    """Shows the package's warnings as lines of the console."""
-    log, handler = logging.getLogger("rlaif"), _Lines(console)
-    log.addHandler(handler)
-    was, log.propagate = log.propagate, False
-    try:
-        yield
-    finally:
-        log.propagate = was
-        log.removeHandler(handler)
+def _standing_lines(standing: live.Standing, console: Console) -> list[Text]:
+    said = Text(standing.said)
+    if standing.report is None:
+        return [said, Text(f"{standing.done:,} of {standing.prompts:,} prompts are finished")]
+    now: Report = {**standing.report, "prompts": standing.prompts, "done": standing.done}
+    if not standing.alive:
+        now = {**now, "state": "done" if standing.state == "done" else "stopped", "endpoints": []}
+    lines = display.screen(now, console.width, max(console.height - 2, 8), ascii_only=console.options.ascii_only)
+    lost = now["maybe_lost"]
+    return [said, *lines, *([Text(f"at most {lost:,} calls may have been billed and lost")] if lost else [])]

@@ -83,6 +83,25 @@ def test_pairs_of_equal_length_say_nothing_of_length():
     assert audit.numbers()["longer_chosen_rate"] == pytest.approx(2 / 3, abs=1e-6)
 
 
+def test_what_went_wrong_is_counted_by_kind_with_the_first_message_most_frequent_first():
+    audit = Audit()
+    lost = Candidate("a", "", error="timeout: 600 s")
+    audit.add(Record(PROMPT, (lost, Candidate("b", "fine")), (said("ab", "?"), said("ba", "?"))))
+    audit.add(Record(PROMPT, (Candidate("a", "", error="timeout: 60 s"), lost), ()))
+    assert audit.failures() == [
+        {"of": "policy", "count": 3, "error": "timeout: 600 s"},
+        {"of": "judge", "count": 2, "error": "unreadable"},
+    ]
+
+
+def test_a_million_different_messages_are_not_a_million_kinds():
+    audit = Audit()
+    for k in range(3000):
+        audit.add(Record(PROMPT, (), (Verdict("j", ("a",), None, error=f"{k} " * 1000),)))
+    assert audit.failures()[0] == {"of": "judge", "count": 2000, "error": "other errors"}
+    assert len(audit.failures()) == 10 and all(len(f["error"]) <= 500 for f in audit.failures())
+
+
 def test_the_divergence_bound():
     assert kl_bound(1) == 0.0
     assert kl_bound(4) == pytest.approx(math.log(4) - 0.75)

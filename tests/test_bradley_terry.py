@@ -272,6 +272,26 @@ def test_every_record_gets_its_own_ranking_whatever_their_number(count):
         assert win_probability(*ranking.strengths) == pytest.approx(0.3 + 0.4 * (k % 2), abs=0.01)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 40, 300])
+def test_the_fit_does_not_depend_on_how_the_prompts_are_cut_into_chunks(chunk_size):
+    """Prompts of every width, also with nothing to rank, and judges that are heard late or never where order matters."""
+    records = [r for seed in range(30) for r in random_records(seed)]
+    ranked = [([c.id for c in r.candidates], r.verdicts) for r in records]
+    ranked += [("", []), ("a", [])]
+    ranked += [("ab", [soft("a", "b", 0.6, "late"), soft("b", "a", 0.8, "late")])] * 50
+    ranked += [("abc", [Verdict("ratings", ("c", "a", "b"), (3.0, 2.0, 2.0))])]
+    with fit(ranked) as whole, fit(ranked, chunk_size=chunk_size) as cut:
+        assert cut.position == pytest.approx(whole.position, abs=1e-9) and set(cut.position) == {"one", "two", "late"}
+        for one, other in zip(whole.strengths, cut.strengths, strict=True):
+            assert one == pytest.approx(other, abs=1e-9)
+
+
+def test_equal_records_have_equal_bits():
+    records = [r for seed in range(20) for r in random_records(seed)]
+    ids = [[c.id for c in r.candidates] for r in records]
+    assert rank(records, ids) == rank(records, ids)
+
+
 def test_records_of_any_size_stand_side_by_side():
     records = [record([], ""), record([], "a"), record([soft("a", "b", 0.9), soft("b", "a", 0.1)])]
     rankings = rank(records, ["", "a", "ab"])

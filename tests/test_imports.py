@@ -15,11 +15,11 @@ PACKAGE = Path(rlaif.__file__).parent
 LEVELS = [
     ["types", "errors"],
     ["keys", "templates", "config", "data", "records", "ranking", "pairs", "audit", "export", "prices", "forecast"],
-    ["aio", "engine", "ledger", "endpoint", "calls", "sampling"],
+    ["aio", "engine", "rundir", "ledger", "responses", "pace", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
     ["results", "jobs"],
-    ["progress", "cli", "__init__"],
+    ["display", "voice", "progress", "cli", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = {

@@ -143,6 +143,24 @@ def test_eligible_answers_differ_after_normalisation_and_none_is_empty(said):
     assert set(found) == {pairs.normalised(t) for t in said} - {""}
 
 
+WORDS = st.sampled_from(["one", "two", "caf\u00e9", "cafe\u0301", "\u0301", "\u212b", "\u00c5"])
+SPACES = st.sampled_from([" ", "\n\n", "\u2000", "\t "])
+
+
+@settings(database=None, deadline=None)
+@given(st.data())
+def test_long_answers_are_told_apart_by_all_of_their_words(data):
+    """Whatever is looked at first: answers may differ in any one word, or in nothing but their white space."""
+    words = data.draw(st.lists(WORDS, min_size=10, max_size=14))
+    said = []
+    for _ in range(3):
+        place, word = data.draw(st.integers(0, len(words) - 1)), data.draw(WORDS)
+        changed = [*words[:place], word, *words[place + 1 :]]
+        said.append("".join(part for w in changed for part in (w, data.draw(SPACES))))
+    forms = [pairs.normalised(text) for text in said]
+    assert [c.id for c in pairs.eligible(texts(*said))] == [f"p/{k}" for k in range(3) if forms[k] not in forms[:k]]
+
+
 # Best of n
 
 

@@ -6,9 +6,11 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
+
+import orjson
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -22,9 +24,18 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         if path.suffix == ".gz":
             file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb", mtime=0)))
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.write(_line(row))
             count += 1
     return count
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """The row as compact JSON. Raises ValueError or TypeError if it is none."""
+    with suppress(TypeError):
+        line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        if b"null" not in line:  # which may be a number that is none
+            return line
+    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def write_whole(path: Path, content: bytes) -> None:

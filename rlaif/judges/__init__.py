@@ -15,6 +15,7 @@ from rlaif.judges import code
 from rlaif.judges.llm import PairwiseJudge
 from rlaif.judges.parse import Grammar
 from rlaif.ledger import Ledger
+from rlaif.prices import guess_tokens
 from rlaif.templates import data_dir, find, load_constitution, load_template, read_yaml
 from rlaif.types import Answers, Judge
 
@@ -38,11 +39,16 @@ class JudgeSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class JudgePlan:
-    """A judge that is known to be usable: `model` is the model it needs, if any, `arity` how many it is shown at a time."""
+    """A judge that is known to be usable: `model` is the model it needs, if any, `arity` how many it is shown at a time.
+
+    For a forecast: about how many tokens its own words are, and whether it asks for a letter with log-probabilities.
+    """
 
     model: str | None
     arity: int | None
     build: Callable[[Answers | None, Ledger, Tally], Judge]
+    template_tokens: int = 0
+    letter: bool = False
 
 
 def resolve(
@@ -100,4 +106,5 @@ def _from_spec(judge: str, path: Path, model: str | None, constitution: str | No
             answers, principles, token=token, text=text, name=path.stem, logprobs=spec.logprobs, max_tokens=spec.max_tokens
         )
 
-    return JudgePlan(model, PairwiseJudge.arity, build)
+    words = guess_tokens((token if spec.logprobs else text).text) + guess_tokens(principles.text)
+    return JudgePlan(model, PairwiseJudge.arity, build, words, spec.logprobs)

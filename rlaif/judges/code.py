@@ -102,7 +102,7 @@ class CodeJudge:
             return await self._raised(prompt, key, ids, error)
         self._worked = True
         await self._keep(prompt, key, verdict)
-        self._tally.bought("judge")
+        self._tally.bought("judge", 0.0)
         return verdict
 
     # The function

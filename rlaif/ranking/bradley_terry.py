@@ -11,7 +11,7 @@ p wins and 1 - p losses; a vote as one win or as two halves. The fit is the maxi
 
 The position terms are few and pooled over all prompts; given them, each prompt is solved by itself. So they are fitted by
 Newton's method on the profile likelihood, in which the strengths have been maximised out: its gradient and curvature are
-sums over the prompts, taken chunk by chunk from a file. The first chunk alone gives the start: then three passes do.
+sums over the prompts, taken chunk by chunk from a file. The first chunk alone gives the start: then two or three passes do.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _CLOSE = 1e-6  # the error after a step of Newton's method is about the square o
 _MOST_STEPS = 100
 _LONGEST_STEP = 3.0
 _HELD_BYTES = 2**20
+CHUNK_SIZE = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,13 @@ class Fit:
 
 
 @contextmanager
-def fit(ranked: Iterable[Ranked]) -> Iterator[Fit]:
-    """The fit of all prompts together. Reads `ranked` once; while it is open, the games are in an unnamed temporary file."""
+def fit(ranked: Iterable[Ranked], *, chunk_size: int = CHUNK_SIZE) -> Iterator[Fit]:
+    """The fit of all prompts together. Reads `ranked` once; while it is open, the games are in an unnamed temporary file.
+
+    A chunk ends when its games and the squares of its prompts' numbers of candidates reach `chunk_size` together.
+    """
     with SpooledTemporaryFile(_HELD_BYTES) as file:
-        games = Games(file, ranked)
+        games = Games(file, ranked, chunk_size)
         position = _position(games)
         yield Fit(dict(zip(games.judges, position.tolist(), strict=True)), _strengths(games, position))
 
@@ -160,6 +164,8 @@ def ranking(ids: Sequence[str], verdicts: Sequence[Verdict], strengths: Sequence
 
 def _ratings(ids: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[float, ...] | None:
     """Mean ratings, where one judge rated every candidate and nothing else was said."""
+    if not verdicts or any(v.judge != verdicts[0].judge for v in verdicts):
+        return None
     given: dict[str, list[float]] = {c: [] for c in ids}
     for verdict in verdicts:
         if verdict.scores is None:
@@ -168,7 +174,7 @@ def _ratings(ids: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[float, ..
             return None
         for c, score in zip(verdict.shown, verdict.scores, strict=True):
             given[c].append(score)
-    if len({v.judge for v in verdicts}) != 1 or not all(given.values()):
+    if not all(given.values()):
         return None
     return tuple(sum(scores) / len(scores) for scores in given.values())
 

@@ -10,15 +10,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.types import Verdict
-
-_CHUNK = 2**17
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -46,14 +44,14 @@ class Block:
 class Games:
     """The games of many prompts in `file`, added once each in a fixed order. `judges` are those whose order may matter."""
 
-    def __init__(self, file: IO[bytes], ranked: Iterable[Ranked]) -> None:
+    def __init__(self, file: IO[bytes], ranked: Iterable[Ranked], chunk_size: int) -> None:
         self._file = file
         self._chunks: list[tuple[int, list[tuple[int, int, int, int]]]] = []
         self.judges: dict[str, int] = {}
         chunk = _Chunk()
         for ids, verdicts in ranked:
             chunk.add(ids, verdicts, self.judges)
-            if chunk.size >= _CHUNK:
+            if chunk.size >= chunk_size:
                 self._put(chunk)
                 chunk = _Chunk()
         if chunk.counts:
@@ -95,61 +93,49 @@ class Games:
 
 
 class _Chunk:
-    """Games as they come in, a column each: in prompt `p`, `i` met `j`."""
+    """Games as they come in: the prompt, the two candidates' places and the judge in `_games`, the share in `_won`."""
 
     def __init__(self) -> None:
         self.counts = array("i")
         self.size = 0
-        self._p, self._i, self._j, self._judge = array("i"), array("i"), array("i"), array("i")
-        self._won = array("d")
+        self._games, self._won = array("i"), array("d")
 
     def add(self, ids: Sequence[str], verdicts: Sequence[Verdict], judges: dict[str, int]) -> None:
-        p, place = len(self.counts), {c: k for k, c in enumerate(ids)}
+        place = {c: k for k, c in enumerate(ids)}
         voted: set[tuple[int, int]] = set()
         alone: dict[str, list[tuple[int, float]]] = {}
-        orders: set[tuple[str, tuple[str, ...]]] | None = None
-        before = len(self._p)
+        before = len(self._won)
         verdicts = within(ids, verdicts)
         for verdict in verdicts:
-            shown, scores = verdict.shown, verdict.scores
-            if scores is None:
+            if verdict.scores is None:
                 continue
+            shown = [(place[c], score) for c, score in zip(verdict.shown, verdict.scores, strict=True)]
             if len(shown) == 1:
-                alone.setdefault(verdict.judge, []).append((place[shown[0]], scores[0]))
+                alone.setdefault(verdict.judge, []).extend(shown)
                 continue
-            soft, ordered = verdict.scale == "probability", len(shown) == 2
-            if ordered and verdict.scale == "rating":
-                orders = {(v.judge, v.shown) for v in verdicts} if orders is None else orders
-                ordered = (verdict.judge, shown[::-1]) in orders
-            judge = judges.setdefault(verdict.judge, len(judges)) if ordered else -1
-            scored = [(place[c], score) for c, score in zip(shown, scores, strict=True)]
-            self._meet(p, scored, soft, judge, voted)
+            judge = judges.setdefault(verdict.judge, len(judges)) if _order_may_matter(verdict, verdicts) else -1
+            self._meet(shown, judge, None if verdict.scale == "probability" else voted)
         for ratings in alone.values():
-            self._meet(p, ratings, False, -1, voted)
+            self._meet(ratings, -1, voted)
         for i, j in sorted(voted):
-            self._game(p, i, j, -1, 0.5)
+            self._meet([(i, 0.5), (j, 0.5)], -1, None)
         self.counts.append(len(ids))
-        self.size += len(ids) ** 2 + len(self._p) - before
+        self.size += len(ids) ** 2 + len(self._won) - before
 
-    def _meet(self, p: int, scored: Sequence[tuple[int, float]], soft: bool, judge: int, voted: set[tuple[int, int]]) -> None:
-        """A game of every two, the earlier one first."""
-        for (i, x), (j, y) in combinations(scored, 2):
-            if soft:
-                self._game(p, i, j, judge, x / (x + y) if x + y > 0 else 0.5)
+    def _meet(self, scored: Sequence[tuple[int, float]], judge: int, voted: set[tuple[int, int]] | None) -> None:
+        """A game of every two, the earlier one first; of votes, which are put into `voted`, or of probabilities."""
+        for (i, x), (j, y) in (scored,) if len(scored) == 2 else combinations(scored, 2):
+            if voted is None:
+                won = x / (x + y) if x + y > 0 else 0.5
             else:
-                self._game(p, i, j, judge, 1.0 if x > y else 0.0 if x < y else 0.5)
+                won = 1.0 if x > y else 0.0 if x < y else 0.5
                 voted.add((i, j) if i < j else (j, i))
-
-    def _game(self, p: int, i: int, j: int, judge: int, won: float) -> None:
-        self._p.append(p)
-        self._i.append(i)
-        self._j.append(j)
-        self._judge.append(judge)
-        self._won.append(won)
+            self._games.extend((len(self.counts), i, j, judge))
+            self._won.append(won)
 
     def blocks(self) -> Iterator[Block]:
-        counts, p, i, j, judge = (np.array(column, dtype=np.int32) for column in self._columns())
-        won = np.array(self._won, dtype=np.float64)
+        counts, won = np.array(self.counts), np.array(self._won)
+        p, i, j, judge = np.array(self._games).reshape(-1, 4).T
         place = np.empty_like(counts)
         for width in np.unique(counts):
             prompts = np.flatnonzero(counts == width).astype(np.int32)
@@ -158,13 +144,17 @@ class _Chunk:
             row = place[p[mine]] * width
             yield Block(prompts, np.zeros((len(prompts), width)), row + i[mine], row + j[mine], judge[mine], won[mine])
 
-    def _columns(self) -> tuple[array[int], ...]:
-        return self.counts, self._p, self._i, self._j, self._judge
+
+def _order_may_matter(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
+    """Whether it compares two; two ratings are a comparison where the judge was shown them in the other order too."""
+    if len(verdict.shown) != 2 or verdict.scale != "rating":
+        return len(verdict.shown) == 2
+    return any(other.judge == verdict.judge and other.shown == verdict.shown[::-1] for other in verdicts)
 
 
 def within(ids: Sequence[str], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
     """The verdicts that show none but `ids`."""
     known = set(ids)
-    if all(known.issuperset(v.shown) for v in verdicts):
+    if known.issuperset(chain.from_iterable([v.shown for v in verdicts])):
         return verdicts
     return [v for v in verdicts if known.issuperset(v.shown)]
