@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from rlaif.errors import CallFailed, StopRun
 from rlaif.pace import Flight, Pace
-from rlaif.responses import ErrorInside, Rejected, Response, TransportError, error_fields, retry_after_s
+from rlaif.responses import ErrorInside, Rejected, Response, TransportError, error_fields, one_line, retry_after_s
 from rlaif.types import Purchase
 
 T = TypeVar("T")
@@ -177,11 +177,15 @@ class Endpoint:
             self._line.append((call, waiting))
         self._pump()
         try:
-            return await waiting
+            flight = await waiting
         except asyncio.CancelledError:
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 self._land(call, waiting.result())
             raise
+        if self._stopped:  # between the place was given and now
+            self._land(call, flight)
+            raise self._stopped
+        return flight
 
     def _try_to_admit(self, call: _Call) -> Flight | None:
         alone = self._down_since is not None or self._doubted is not None
@@ -222,7 +226,7 @@ class Endpoint:
         """A call that was let out ends without having been tried."""
         self._pace.failed(flight, time.monotonic())
         if call.alone:
-            self._probing = False
+            call.alone = self._probing = False
         self._pump()
 
     async def _sleep(self, seconds: float) -> None:
@@ -244,26 +248,27 @@ class Endpoint:
         purchase: Purchase,
         read: Callable[[bytes], T],
     ) -> T:
+        """The answer of one attempt. What a failure means is acted on at once, before it is stored."""
         landed = False
         try:
             purchase.begin()
             try:
                 response = await send()
             except TransportError as error:
-                landed = True
-                self._pace.failed(flight, time.monotonic())
-                kind = error.kind
-                await purchase.fault(kind, None, error.partial or str(error).encode())
-                raise self._fail(call, CallFailed(kind, f"{self.name}: {error}")) from None
+                outcome = self._fail(call, CallFailed(error.kind, f"{self.name}: {one_line(str(error))}"))
+                await purchase.fault(error.kind, None, error.partial or str(error).encode("utf-8", "replace"))
+                raise outcome from None
             if response.status != 200:
-                landed = True
-                raise await self._refused(call, flight, response.status, response, purchase)
+                landed = response.status == 429
+                outcome = self._refused(call, flight, response.status, response)
+                await purchase.fault(f"http_{response.status}", response.status, response.body)
+                raise outcome
             await purchase.keep(response.body)
             try:
                 answer = read(response.body)
             except ErrorInside as error:
-                landed = True
-                raise await self._refused(call, flight, error.status, response, None) from None
+                landed = error.status == 429
+                raise self._refused(call, flight, error.status, response) from None
             except CallFailed as error:
                 raise self._fail(call, error) from None
             landed = True
@@ -284,10 +289,8 @@ class Endpoint:
         if self._down_since is not None or self._doubted is not None:
             self._down_since, self._doubted, self._probes, self._held = None, None, 0, None
 
-    async def _refused(
-        self, call: _Call, flight: Flight, status: int, response: Response, purchase: Purchase | None
-    ) -> Exception:
-        """What a refusal means: a _Retry, a CallFailed or a StopRun, to be raised. A hold begins before anything is stored."""
+    def _refused(self, call: _Call, flight: Flight, status: int, response: Response) -> Exception:
+        """What a refusal means: a _Retry, a CallFailed or a StopRun, to be raised. A hold or a stop begins here."""
         now = time.monotonic()
         code, param, said = error_fields(response.body, _QUOTA_CODES | _TOO_LONG_CODES)
         what = f"{self.name} answered {status}: {said}"
@@ -295,14 +298,10 @@ class Endpoint:
         if status == 429:
             self._rate_limited += 1
             self._pace.refused(flight, now, wait)
-        else:
-            self._pace.failed(flight, now)
-            if wait is not None:
-                self._pace.hold(now, wait)
+        elif wait is not None:
+            self._pace.hold(now, wait)
         if self._pace.held_until > now:
             self._held = Held(f"{status}: {said}", self._pace.held_until)
-        if purchase is not None:
-            await purchase.fault(f"http_{status}", status, response.body)
         if status == 402 or code in _QUOTA_CODES:
             return self.stop(StopRun("quota", what))
         if status in (401, 403):
