@@ -28,7 +28,7 @@ class Response:
 
 
 class TransportError(Exception):
-    """No response: unreachable (never sent), broken or timeout (sent, perhaps billed), with the `partial` body so far."""
+    """No response: unreachable (never sent), or broken, timeout, too_big (perhaps billed), with the `partial` body so far."""
 
     def __init__(self, message: str, *, kind: str, partial: bytes = b"") -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that a refusal asks to wait, None if it does not or says nothing usable.
 
     `retry-after-ms`, `retry-after` (seconds or a date), else the longest `x-ratelimit-reset-*` of a limit that is used up.
-    A date is held against the response's own `date`, so that this machine's clock does not matter; one in the past says nothing.
+    A date is held against the response's own `date`: this machine's clock does not matter. One in the past says nothing.
     """
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:

@@ -36,6 +36,7 @@ DEFAULT_URL = "https://api.openai.com/v1"
 _CONNECT_S = 30.0
 _SHORTEST_SECRET = 16
 MAX_BODY_BYTES = 64 * 2**20
+_KEPT_BYTES = 2**16
 _STOPPED_AFTER_REJECTIONS = 5
 _UNWANTED = ("support", "unrecogni", "unknown", "not allowed", "not permitted", "extra", "only the default")
 
@@ -173,17 +174,21 @@ class AiohttpTransport:
         session = self._session or self._open()
         payload = b""
         try:
-            async with session.post(self._chat, data=orjson.dumps(body)) as response:
+            async with session.post(self._chat, data=_encoded(body)) as response:
                 async for chunk in response.content.iter_any():
                     payload = payload + chunk if payload else chunk
                     if len(payload) > MAX_BODY_BYTES:
-                        raise CallFailed("too_big", f"{self._url}: the response is larger than {MAX_BODY_BYTES} bytes")
+                        partial = _without(self._api_key, 0, payload[:_KEPT_BYTES])
+                        said = f"the response is larger than {MAX_BODY_BYTES} bytes"
+                        raise TransportError(said, kind="too_big", partial=partial)
                 return Response(response.status, response.headers, _without(self._api_key, response.status, payload))
-        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise TransportError(f"cannot connect: {error}", kind="unreachable") from None
         except TimeoutError:
             partial = _without(self._api_key, 0, payload)
-            raise TransportError(f"no complete response within {self._timeout_s:g} s", kind="timeout", partial=partial) from None
+            raise TransportError(
+                f"no complete response within {self._timeout_s:g} s", kind="timeout", partial=partial
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
             partial = _without(self._api_key, 0, payload)
             said = f"the connection broke: {type(error).__name__}: {error}"
@@ -211,7 +216,7 @@ class AiohttpTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             connector=aiohttp.TCPConnector(limit=0),  # the endpoint's slots are the limit
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_S),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(_CONNECT_S, self._timeout_s / 2)),
             trust_env=not is_local(self._url),
         )
         return self._session
@@ -258,6 +263,13 @@ class OpenAITransport:
         """Closes the client."""
         if self._client is not None:
             await self._client.close()
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # an integer of more than 64 bits, say, in --extra-body
+        return json.dumps(body).encode()
 
 
 def _without(api_key: str | None, status: int, payload: bytes) -> bytes:
