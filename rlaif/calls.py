@@ -21,7 +21,6 @@ from rlaif.keys import canonical, feed, seed_of
 from rlaif.ledger import KEY_BYTES, Failure, Ledger
 from rlaif.types import Choice, Model, Reply, Request
 
-
 _TIMES = 1000
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +38,7 @@ app = typer.Typer(
 )
 models = typer.Typer(help="Models that rlaif knows, fetches and asks about.", no_args_is_help=False, rich_markup_mode=None)
 app.add_typer(models, name="models", invoke_without_command=True)
+
 
 def _option(kind: Any, *names: str, **more: Any) -> tuple[Any, Any]:
     """An option that may be left out: (its annotation, its default)."""
@@ -241,9 +242,7 @@ def options(
     """Preference data with an AI judge."""
 
 
-def _run(
-    command: str, given: dict[str, Any], *, config: str | None, dry_run: bool, probe: int | None, log_format: str
-) -> None:
+def _run(command: str, given: dict[str, Any], *, config: str | None, dry_run: bool, probe: int | None, log_format: str) -> None:
     with speaking("json" if log_format == "json" else "text") as face, _errors(face):
         if probe and not dry_run:
             raise InputError("--probe goes with --dry-run")

@@ -1,22 +1,28 @@
 """Reading what the user brings: prompts, and candidates that already exist.
 
 Everything is checked before anything is spent: the first row that is wrong is named by file and line, and nothing of the
-file is used. Lines end at "\\n" alone: U+2028 and its like are text.
+file is used. Lines end at "\\n" alone: U+2028 and its like are text. Memory does not grow with the number of rows.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import math
 import os
+import re
+import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+
+import orjson
 
 from rlaif.errors import InputError
 from rlaif.keys import digest, plain
@@ -26,6 +32,9 @@ from rlaif.types import Candidate, Message, Prompt
 MAX_LINE_BYTES = 16 * 2**20
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _KINDS_OF = {int: "a number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "an object"}
+_KEY_ENDS = re.compile(rb'"[ \t\r\n]*:')
+_FLAT = (str, int, bool, type(None))
+_IDS_CACHE_KB = 8192
 _KINDS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
 
 Row = tuple[str, Mapping[str, Any]]
@@ -34,27 +43,27 @@ Row = tuple[str, Mapping[str, Any]]
 
 def read_prompts(source: str | Iterable[Any], *, system: str | None = None, limit: int | None = None) -> Iterator[Prompt]:
     """The prompts of a file, a dataset or Python values, in order. Raises InputError at the first wrong row."""
-    ids = _Ids()
-    for ordinal, (where, row) in enumerate(islice(_rows(source), limit)):
-        yield __import__("dataclasses").replace(_prompt(where, row, ids, system), ordinal=ordinal)
-    if not ids.used:
-        raise InputError(f"{_shown(source)} holds no prompts")
+    with closing(_Ids()) as ids:
+        for ordinal, (where, row) in enumerate(islice(_rows(source), limit)):
+            yield _prompt(where, row, ids, system, ordinal)
+        if not ids.given:
+            raise InputError(f"{_shown(source)} holds no prompts")
 
 
 def read_candidates(
     source: str | Iterable[Any], *, system: str | None = None, limit: int | None = None
 ) -> Iterator[tuple[Prompt, list[Candidate]]]:
     """Prompts with answers that already exist, in order. Raises InputError at the first wrong row."""
-    ids = _Ids()
-    for ordinal, (where, row) in enumerate(islice(_rows(source), limit)):
-        given = row.get("candidates")
-        if not isinstance(given, list):
-            raise InputError(f"{where}: `candidates` must be a list, got {_kind(given)}")
-        rest = {k: v for k, v in row.items() if k != "candidates"}
-        prompt = __import__("dataclasses").replace(_prompt(where, rest, ids, system), ordinal=ordinal)
-        yield prompt, [_candidate(where, prompt.id, k, item) for k, item in enumerate(given)]
-    if not ids.used:
-        raise InputError(f"{_shown(source)} holds no candidates")
+    with closing(_Ids()) as ids:
+        for ordinal, (where, row) in enumerate(islice(_rows(source), limit)):
+            given = row.get("candidates")
+            if not isinstance(given, list):
+                raise InputError(f"{where}: `candidates` must be a list, got {_kind(given)}")
+            rest = {k: v for k, v in row.items() if k != "candidates"}
+            prompt = _prompt(where, rest, ids, system, ordinal)
+            yield prompt, [_candidate(where, prompt.id, k, item) for k, item in enumerate(given)]
+        if not ids.given:
+            raise InputError(f"{_shown(source)} holds no candidates")
 
 
 def file_of(source: str | Iterable[Any]) -> Path | None:
@@ -66,50 +75,93 @@ def file_of(source: str | Iterable[Any]) -> Path | None:
 
 
 class _Ids:
-    """Gives each prompt its id: its own, or a hash of its messages with -2, -3 for repeats."""
+    """Gives each prompt its id: its own, or a hash of its messages with -2, -3 for repeats.
+
+    Those given so far stand in a private database, which beyond its cache is a temporary file.
+    """
 
     def __init__(self) -> None:
-        self.used: set[str] = set()
-        self._repeats: dict[str, int] = {}
+        self.given = 0
+        self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._db.executescript(
+            f"PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{_IDS_CACHE_KB};"
+            "CREATE TABLE ids (id TEXT PRIMARY KEY, repeats INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID; BEGIN"
+        )
+
+    def close(self) -> None:
+        """Frees the database."""
+        self._db.close()
 
     def take(self, where: str, given: Any, messages: tuple[Message, ...]) -> str:
-        if given is not None:
-            if isinstance(given, bool) or not isinstance(given, (str, int)) or str(given) == "":
-                raise InputError(f"{where}: `id` must be a text or a number, got {given!r}")
-            if not _encodable(str(given)):
-                raise InputError(f"{where}: the id {given!r} holds half a surrogate pair, which is no text")
-            if str(given) in self.used:
+        """The id of the prompt with `messages`. Raises InputError if `given` cannot be one."""
+        if given is None:
+            name = _hash(messages)
+            if not self._is_new(name):
+                name = self._next(name)
+        else:
+            name = _own_id(where, given)
+            if not self._is_new(name):
                 raise InputError(f"{where}: the id {given!r} stands in an earlier row too")
-            self.used.add(str(given))
-            return str(given)
-        base = name = digest(list(messages), 8)
-        while name in self.used:
-            self._repeats[base] = self._repeats.get(base, 1) + 1
-            name = f"{base}-{self._repeats[base]}"
-        self.used.add(name)
+        self.given += 1
         return name
 
+    def _is_new(self, name: str) -> bool:
+        try:
+            return self._db.execute("INSERT OR IGNORE INTO ids (id) VALUES (?)", (name,)).rowcount == 1
+        except sqlite3.Error as error:
+            raise InputError(f"cannot note the prompts' ids in a temporary file ({error}): set SQLITE_TMPDIR") from None
 
-def _prompt(where: str, row: Mapping[str, Any], ids: _Ids, system: str | None) -> Prompt:
-    messages = _messages(where, row.get("prompt"))
-    name = ids.take(where, row.get("id"), messages)
-    if system is not None and messages[0]["role"] != "system":
-        messages = ({"role": "system", "content": system}, *messages)
+    def _next(self, base: str) -> str:
+        """The first of BASE-2, BASE-3, ... that is free."""
+        (repeats,) = self._db.execute("SELECT repeats FROM ids WHERE id = ?", (base,)).fetchone()
+        while True:
+            repeats += 1
+            if self._is_new(f"{base}-{repeats}"):
+                self._db.execute("UPDATE ids SET repeats = ? WHERE id = ?", (repeats, base))
+                return f"{base}-{repeats}"
+
+
+def _own_id(where: str, given: Any) -> str:
+    if isinstance(given, bool) or not isinstance(given, (str, int)) or str(given) == "":
+        raise InputError(f"{where}: `id` must be a text or a number, got {given!r}")
+    if not _encodable(str(given)):
+        raise InputError(f"{where}: the id {given!r} holds half a surrogate pair, which is no text")
+    return str(given)
+
+
+def _hash(messages: tuple[Message, ...]) -> str:
+    """digest(messages, 8), by a shorter way where all values are texts: orjson and json write these alike."""
+    if {type(value) for message in messages for value in message.values()} == {str}:
+        raw = orjson.dumps(messages, option=orjson.OPT_SORT_KEYS)
+        return hashlib.blake2b(raw, digest_size=8).hexdigest()
+    return digest(list(messages), 8)
+
+
+def _prompt(where: str, row: Mapping[str, Any], ids: _Ids, system: str | None, ordinal: int) -> Prompt:
     reference = row.get("reference")  # a text or a number; anything else (one a turn, say) stays a field
     if reference is not None and not isinstance(reference, (str, int, float)):
         reference = None
     known = ("id", "prompt") if reference is None else ("id", "prompt", "reference")
-    fields = {str(k): plain(v) for k, v in row.items() if k not in known}
-    return Prompt(name, messages, None if reference is None else str(reference), fields)
+    try:
+        messages = _messages(where, row.get("prompt"))
+        fields = {str(k): _plain(v) for k, v in row.items() if k not in known}
+    except RecursionError:
+        raise InputError(f"{where}: a column is nested too deeply") from None
+    name = ids.take(where, row.get("id"), messages)
+    if system is not None and messages[0]["role"] != "system":
+        messages = ({"role": "system", "content": system}, *messages)
+    return Prompt(name, messages, None if reference is None else str(reference), fields, ordinal)
 
 
 def _messages(where: str, prompt: Any) -> tuple[Message, ...]:
     if isinstance(prompt, str):
+        if type(prompt) is str and prompt.strip() and _encodable(prompt):  # as most are
+            return ({"role": "user", "content": prompt},)
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
         raise InputError(f"{where}: `prompt` must be a text or a list of messages, got {_kind(prompt)}")
     for message in prompt:
-        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
+        if not isinstance(message, (dict, Mapping)) or message.get("role") not in _ROLES:
             raise InputError(f"{where}: a message of `prompt` needs a `role` out of {', '.join(_ROLES)}")
         if not isinstance(message.get("content"), str):
             raise InputError(f"{where}: a message of `prompt` needs a text as `content`, got {_kind(message.get('content'))}")
@@ -117,8 +169,8 @@ def _messages(where: str, prompt: Any) -> tuple[Message, ...]:
         raise InputError(f"{where}: `prompt` ends with a message of the {prompt[-1]['role']}; it must end with the user's")
     if not prompt[-1]["content"].strip():
         raise InputError(f"{where}: the prompt is empty")
-    messages = tuple({str(k): plain(v) for k, v in message.items() if v is not None} for message in prompt)
-    if not _encodable(json.dumps(messages, ensure_ascii=False)):
+    messages = tuple([{str(k): _plain(v) for k, v in message.items() if v is not None} for message in prompt])
+    if not all(_encodable(m["content"] if len(m) == 2 else json.dumps(m, ensure_ascii=False)) for m in messages):
         raise InputError(f"{where}: the prompt holds half a surrogate pair, which is no text")
     return messages
 
@@ -149,13 +201,16 @@ def _rows(source: str | Iterable[Any]) -> Iterator[Row]:
             is_row = isinstance(item, Mapping)
             yield f"item {place}", item if is_row else {"prompt": list(item) if isinstance(item, tuple) else item}
         return
-    path = example(str(source))
+    name = str(source)
+    if "\0" in name:
+        raise InputError(f"no file at {name[:200]!r}: no file's name holds a null character")
+    path = example(name)
     if os.path.isdir(path):
         yield from _dataset_rows(path)
         return
     plain = path.with_suffix("") if path.suffix == ".gz" else path
-    if not os.path.exists(path) and plain.suffix not in _KINDS and str(source).count("/") == 1:
-        yield from _hub_rows(str(source))
+    if not os.path.exists(path) and plain.suffix not in _KINDS and _may_be_on_hub(name):
+        yield from _hub_rows(name)
         return
     if plain.suffix not in _KINDS:
         if not os.path.exists(path):
@@ -172,17 +227,25 @@ def _rows(source: str | Iterable[Any]) -> Iterator[Row]:
         raise InputError(f"cannot read {str(source)!r}: {error}") from None
 
 
-def _lines(name: str, file: BinaryIO) -> Iterator[tuple[str, str]]:
-    """(where, text) of each line that is not blank."""
+def _may_be_on_hub(name: str) -> bool:
+    """Whether it looks like OWNER/NAME: a path into a folder that is here was meant as a path."""
+    owner, _, rest = name.partition("/")
+    return bool(owner) and rest.count("/") == 0 and rest != "" and owner != "~" and not os.path.isdir(owner)
+
+
+def _raw_lines(name: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(number, bytes) of each line."""
     number = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
-        where = f"{name}:{number}"
         if len(line) > MAX_LINE_BYTES:
-            raise InputError(f"{where}: the line is longer than {MAX_LINE_BYTES >> 20} MB")
-        text = _decode(where, line, first=number == 1).rstrip("\n").rstrip("\r")
-        if text.strip():
-            yield where, text
+            raise InputError(f"{name}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MB")
+        yield number, line
+
+
+def _text(where: str, raw: bytes, *, first: bool) -> str:
+    """A line without its end."""
+    return _decode(where, raw, first=first).rstrip("\n").rstrip("\r")
 
 
 def _decode(where: str, raw: bytes, *, first: bool) -> str:
@@ -197,15 +260,24 @@ def _decode(where: str, raw: bytes, *, first: bool) -> str:
 
 
 def _jsonl_rows(name: str, file: BinaryIO) -> Iterator[Row]:
-    for where, text in _lines(name, file):
-        row = _json(where, text)
+    for number, raw in _raw_lines(name, file):
+        where = f"{name}:{number}"
+        row = _quick_json(raw)
+        if row is None:
+            text = _text(where, raw, first=number == 1)
+            if not text.strip():
+                continue
+            row = _json(where, text)
         if not isinstance(row, dict):
             raise InputError(f"{where}: a line must be a JSON object, got {_kind(row)}")
         yield where, row
 
 
 def _json_rows(name: str, file: BinaryIO) -> Iterator[Row]:
-    rows = _json(name, _decode(name, file.read(), first=True))
+    raw = file.read()
+    rows = _quick_json(raw)
+    if rows is None:
+        rows = _json(name, _decode(name, raw, first=True))
     if not isinstance(rows, list):
         raise InputError(f"{name}: the file must hold a JSON list, got {_kind(rows)}")
     for place, row in enumerate(rows, 1):
@@ -227,8 +299,11 @@ def _csv_rows(name: str, file: BinaryIO) -> Iterator[Row]:
 
 
 def _txt_rows(name: str, file: BinaryIO) -> Iterator[Row]:
-    for where, text in _lines(name, file):
-        yield where, {"prompt": text.strip()}
+    for number, raw in _raw_lines(name, file):
+        where = f"{name}:{number}"
+        text = _text(where, raw, first=number == 1).strip()
+        if text:
+            yield where, {"prompt": text}
 
 
 def _parquet_rows(name: str, file: BinaryIO) -> Iterator[Row]:
@@ -280,6 +355,31 @@ def _hub_rows(name: str) -> Iterator[Row]:
         raise InputError(f"no file at {name!r}, and it cannot be loaded as a hub dataset: {_first_line(error)}") from None
 
 
+def _quick_json(raw: bytes) -> Any:
+    """What `_json` would say, or None where it has to be asked: orjson takes repeated keys, and rounds long numbers.
+
+    Every key stands before a colon. So a text with no more of `":` than the value has keys repeats none.
+    """
+    try:
+        value = orjson.loads(raw)
+        keys = _keys([value])
+    except (ValueError, RecursionError):
+        return None
+    return value if raw.count(b":") == keys or len(_KEY_ENDS.findall(raw)) == keys else None
+
+
+def _keys(value: dict[str, Any] | list[Any]) -> int:
+    """How many keys `value` and the objects in it have. Raises ValueError for a number that may have been rounded."""
+    found, items = (len(value), value.values()) if isinstance(value, dict) else (0, value)
+    for item in items:
+        kind = type(item)
+        if kind is dict or kind is list:
+            found += _keys(item)
+        elif kind is float and abs(item) >= 2.0**63:
+            raise ValueError
+    return found
+
+
 def _json(where: str, text: str) -> Any:
     """Strict JSON: no repeated keys, no NaN, nothing that cannot be written back as UTF-8. Raises InputError."""
 
@@ -310,11 +410,17 @@ def _json(where: str, text: str) -> Any:
 
 
 def _encodable(text: str) -> bool:
+    if text.isascii():
+        return True
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _plain(value: Any) -> Any:
+    return value if type(value) in _FLAT else plain(value)
 
 
 def _kind(value: Any) -> str:

@@ -21,12 +21,15 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from rlaif.errors import CallFailed, StopRun
 from rlaif.pace import Flight, Pace
 from rlaif.responses import ErrorInside, Rejected, Response, TransportError, error_fields, one_line, retry_after_s
 from rlaif.types import Purchase
+
+if TYPE_CHECKING:
+    from rlaif import live
 
 T = TypeVar("T")
 
@@ -140,11 +143,12 @@ class Endpoint:
                 waiting.set_exception(self._stopped)
         return self._stopped
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> live.EndpointState:
         """What it does now, for a person: calls in flight, limits, what it waits for and until when (Unix time)."""
         now = time.monotonic()
         pace = self._pace.state(now)
-        until, held = self._pace.held_until, None
+        until = self._pace.held_until
+        held: live.Held | None = None
         if until > now and self._stopped is None:
             held = {"why": self._why_held, "until": time.time() + until - now}
         return {

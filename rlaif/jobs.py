@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rlaif import engine, forecast, records, results
 from rlaif.aio import iterate
@@ -96,29 +96,6 @@ class Run:
         if self._stop_calls is not None:
             self._stop_calls(self._interrupted)
 
-    def snapshot(self) -> Snapshot:
-        """Where the run stands now. May be called in any thread, before, during and after it."""
-        tally, stopped = self.progress.tally, self._stopped
-        running: Literal["running", "stopping"] = "running" if self._interrupted is None else "stopping"
-        return {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "time": time.time(),
-            "state": running if self.summary is None else "done" if stopped is None else "stopped",
-            "reason": None if stopped is None else f"{stopped.kind}: {stopped}",
-            "prompts": self.progress.prompts,
-            "done": self.progress.done,
-            "failed": 0,
-            "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused, "faults": 0},
-            "tokens": {"prompt": tally.tokens, "completion": 0},
-            "cost_usd": None,
-            "budget_usd": None,
-            "wall_s": time.monotonic() - self.progress.started,
-            "in_flight": 0,
-            "maybe_lost": 0,
-            "endpoints": [],
-        }
-
     @property
     def directory(self) -> Path:
         """The run directory."""
@@ -183,9 +160,10 @@ class Run:
             config.n,
             [forecast.PolicyWork(*known(name), models.open(name).max_n) for name in config.policy],
             [
-                forecast.JudgeWork(known(plan.model)[0], count / prompts, known(plan.model)[1], plan.template_tokens, plan.letter)
+                forecast.JudgeWork(billed, count / prompts, price, plan.template_tokens, plan.letter)
                 for plan, count in zip(plans, calls, strict=True)
                 if plan.model
+                for billed, price in [known(plan.model)]
             ],
             config.max_tokens,
             config.concurrency,
@@ -214,18 +192,18 @@ class Run:
             ]
         return forecast.Probe(calls)
 
-    def snapshot(self) -> dict[str, Any]:
-        """Where the run stands at this moment, for a display (`live.Snapshot`). May be called in any thread."""
+    def snapshot(self) -> Snapshot:
+        """Where the run stands at this moment. May be called in any thread, before, during and after it."""
         progress, tally, budget, models = self.progress, self.progress.tally, self._budget, self._models
         endpoints = models.states() if models is not None else []
-        reason = self._stopped or self._interrupted
-        running = "stopping" if reason else "running"
+        summary, stopped = self.summary, self._stopped
+        reason = stopped or self._interrupted
         return {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "time": time.time(),
-            "state": running if self.summary is None else "stopped" if self._stopped else "done",
-            "reason": str(reason) if reason else None,
+            "state": ("stopping" if reason else "running") if summary is None else "stopped" if stopped else "done",
+            "reason": f"{reason.kind}: {reason}" if reason else None,
             "prompts": progress.prompts,
             "done": progress.done,
             "failed": progress.failed,
@@ -234,7 +212,7 @@ class Run:
             "cost_usd": budget.spent().cost_usd if budget is not None else None,
             "budget_usd": self.config.budget_usd,
             "wall_s": time.monotonic() - progress.started,
-            "in_flight": sum(int(endpoint["in_flight"]) for endpoint in endpoints),
+            "in_flight": sum(endpoint["in_flight"] for endpoint in endpoints),
             "maybe_lost": self._maybe_lost,
             "endpoints": endpoints,
         }
@@ -271,8 +249,8 @@ class Run:
         async with aclosing(self._execute(stored=False)) as work:
             async for _ in work:
                 pass
-        for nothing in ():
-            yield nothing
+        if False:
+            yield  # an async generator, as `iterate` wants one
 
     async def _execute(self, *, stored: bool) -> AsyncGenerator[Record, None]:
         config = self.config
@@ -318,7 +296,7 @@ class Run:
         config, progress = self.config, self.progress
         if ledger.died_with:
             log.warning(
-                "the earlier process died with %d calls in flight: at most so many may have been billed and lost", ledger.died_with
+                "the earlier process died with %d calls in flight: at most so many may be billed and lost", ledger.died_with
             )
         fingerprint = await asyncio.to_thread(self._source.fingerprint)
         same = fingerprint is not None and fingerprint == ledger.meta("source")
@@ -339,9 +317,7 @@ class Run:
         tally, budget = self.progress.tally, self._budget
         assert budget is not None
         policies = [Client(models.open(name), ledger, tally, role="policy", budget=budget) for name in self.config.policy]
-        drivers = {
-            p.model: Client(models.open(p.model), ledger, tally, role="judge", budget=budget) for p in plans if p.model
-        }
+        drivers = {p.model: Client(models.open(p.model), ledger, tally, role="judge", budget=budget) for p in plans if p.model}
         judges = [p.build(drivers[p.model] if p.model else None, ledger, tally) for p in plans]
         _name_apart(judges)
         clients = [*policies, *drivers.values()]
@@ -396,10 +372,10 @@ class Run:
             if error.kind == "config":
                 await ledger.forget_failures("bad_request")
         try:
-            self.summary = self._finish(ledger, parts, stopped)
+            summary = self._finish(ledger, parts, stopped)
         except OSError as error:
             raise StopRun("disk", f"cannot write the results in {str(self.directory)!r}: {error.strerror or error}") from None
-        self._stopped = stopped
+        self._stopped, self.summary = stopped, summary
         if stopped is not None:
             raise stopped
 
@@ -480,5 +456,6 @@ def _check_settings(ledger: Ledger, facts: dict[str, Any]) -> None:
         if before != value:
             differences = "; ".join(changes(name, before, value))
             raise InputError(
-                f"{str(ledger.directory)!r} was made with other settings: {differences}. Set it back or choose another directory"
+                f"{str(ledger.directory)!r} was made with other settings: {differences}."
+                " Set it back or choose another directory"
             )

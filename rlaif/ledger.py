@@ -53,16 +53,13 @@ CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body 
 CREATE INDEX finished ON records(ordinal, calls);
 """
 _GROUP, _BATCH = 512, 256
-_LEVEL = 1
 KEY_BYTES = 16
 _DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
 _MAYBE_BILLED = ("broken", "timeout", "bad_body", "too_big")
 _ADD_CALLS, _ADD_RECORDS, _ROWS = "INSERT INTO calls VALUES ", "INSERT OR REPLACE INTO records VALUES ", 128
 _ADD_CALL = f"INSERT INTO calls VALUES ({'?, ' * 11}?)"
-_ADD_FAULT = (
-    "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-)
+_ADD_FAULT = "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
@@ -324,9 +321,10 @@ class Ledger:
         What it used is read from the body unless it is given; where the body does not say, `asked_tokens` for the request
         and the body's length are the guess. Only then, and guarded: a body that cannot be read is stored all the same.
         """
-
         call = self._next_call()
-        kept = await self._commit(_Call(call, ordinal, role, model, time.time(), b"".join(keys), body, zlib.compress(body, _LEVEL), free, usage, asked_tokens))
+        packed = pack(body)
+        job = _Call(call, ordinal, role, model, time.time(), b"".join(keys), body, packed, free, usage, asked_tokens)
+        kept = await self._commit(job)
         if not kept:
             return 0
         shelf = self._shelf(ordinal)
@@ -338,7 +336,7 @@ class Ledger:
     async def fail(self, ordinal: int, keys: Sequence[bytes], kind: str, message: str, *, role: str, model: str) -> None:
         """Stores that the calls for `keys` ended without an answer."""
         message = message.encode("utf-8", "replace").decode()  # an endpoint may say anything
-        packed = zlib.compress(message.encode(), _LEVEL)
+        packed = pack(message.encode())
         row = (ordinal, role, model, time.time(), kind, b"".join(keys), None, None, None, packed)
         call = self._next_call()
         await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
@@ -346,13 +344,13 @@ class Ledger:
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
         """Stores what came of an attempt that gave no answer."""
-        row = (ordinal, role, model, time.time(), kind, status, zlib.compress(body, _LEVEL))
+        row = (ordinal, role, model, time.time(), kind, status, pack(body))
         await self._commit(lambda db: db.execute(_ADD_FAULT, (*row, crc_of(*row))) and None)
 
     async def save_record(self, ordinal: int, body: bytes) -> None:
         """Stores a finished record; the prompt's shelf is put away."""
         shelf = self._shelves.pop(ordinal, None)
-        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, zlib.compress(body, _LEVEL)))
+        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, pack(body)))
 
     async def forget_failures(self, kind: str) -> None:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
@@ -477,7 +475,8 @@ class Ledger:
         db: sqlite3.Connection | None = None
         open_for_work = True
         while open_for_work:
-            batches, jobs = [], 0
+            batches: list[_Batch] = []
+            jobs = 0
             while jobs < _GROUP and (not batches or not self._queue.empty()):
                 batch = self._queue.get()
                 if batch is None:
@@ -634,6 +633,12 @@ def _added(row: SpendRow, responses: Sequence[_Used]) -> SpendRow:
     )
 
 
+def pack(body: bytes) -> bytes:
+    """The body as a zlib stream. A small window and memory: for a body of kilobytes, setting them up is most of the work."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 13, 6)
+    return packer.compress(body) + packer.flush()
+
+
 def crc_of(*values: Any) -> int:
     """The checksum of a row's columns."""
     crc = 0
@@ -662,7 +667,7 @@ def _store_prompts(
     add = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)"
     for prompt in prompts:
         before = on_file.fetchone() if not new else None
-        packed = zlib.compress(prompt.body, _LEVEL)
+        packed = pack(prompt.body)
         if before is not None:
             if before[1] == prompt.id and before[2] == packed:
                 continue

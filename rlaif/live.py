@@ -18,11 +18,10 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
@@ -332,11 +331,7 @@ def _on_file(directory: Path) -> tuple[int, int]:
     if not directory.is_dir():
         raise InputError(f"there is no run directory at {str(directory)!r}")
     with closing(Ledger.read(directory)) as ledger:
-        count = getattr(ledger, "progress", None)
-        if count is not None:
-            prompts, done = cast(Sequence[int], count())
-            return prompts, done
-        return sum(1 for _ in ledger.prompts()), sum(1 for _ in ledger.records())
+        return ledger.prompts(), ledger.finished()[0]
 
 
 def _owner_on_file(directory: Path) -> str | None:

@@ -91,7 +91,6 @@ class Prices:
                     return found
         return self._shipped.get((name, address))
 
-
     def of_model(self, billed: str) -> Price | None:
         """The price of a model as the ledger names it, `openai/NAME@URL`."""
         name, at, url = billed.partition("@http")

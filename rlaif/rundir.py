@@ -93,7 +93,7 @@ def _take_lock(directory: Path) -> int:
         ) from None
     kind = _file_system(directory)
     if kind in _NETWORK:
-        log.warning("%s is on a network file system (%s), where locks and commits may not hold: use a local disk", directory, kind)
+        log.warning("%s is on a network disk (%s), where locks and commits may not hold: use a local one", directory, kind)
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     os.fsync(handle)

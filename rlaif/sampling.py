@@ -19,9 +19,7 @@ class Sampler:
 
     async def __call__(self, prompt: Prompt) -> list[Candidate]:
         """The candidates, policy by policy, sample by sample; a failed one has its error and no text."""
-        request = Request(
-            prompt.messages, temperature=self._temperature, max_tokens=self._max_tokens, ordinal=prompt.ordinal
-        )
+        request = Request(prompt.messages, temperature=self._temperature, max_tokens=self._max_tokens, ordinal=prompt.ordinal)
         drawn = await all_of(
             *(policy.samples(request, prompt_id=prompt.id, n=self._n, run_seed=self._seed) for policy in self._policies)
         )

@@ -627,12 +627,12 @@ def test_a_call_that_hangs_is_a_failed_verdict_and_the_others_go_on(tmp_path, ho
 @pytest.mark.parametrize("how", ["event", "stubborn"])
 def test_the_fourth_call_that_runs_on_without_an_end_stops_the_run(tmp_path, how):
     asked = prompts(30)
-    judge = hanging(tmp_path / "mine.py", how, *(p.text for p in asked[3:]), timeout_s=0.1)
+    judge = hanging(tmp_path / "mine.py", how, *(p.text for p in asked[3:]), timeout_s=0.25)
     came = ask_all(tmp_path / "run", judge, asked)
     assert all(v.error is None for v in came[:3])
     assert [v.error.split(":")[0] for v in came[3:6]] == ["judge_hung"] * 3
     stopped = [c for c in came if isinstance(c, StopRun)]
-    assert stopped and stopped[0].kind == "judge" and "'mine' did not return within 0.1 s for 4 calls" in str(stopped[0])
+    assert stopped and stopped[0].kind == "judge" and "'mine' did not return within 0.25 s for 4 calls" in str(stopped[0])
     assert "mine.timeout_s" in str(stopped[0]) and "--retry-failed" in str(stopped[0])
     if how == "event":  # one at a time: those that waited were not begun
         assert len(stopped) == len(asked) - 6
@@ -667,7 +667,7 @@ def test_the_command_ends_in_time_with_all_others_judged_and_asks_again_when_tol
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("how", ["event", "prints", "stubborn"])
+@pytest.mark.parametrize("how", ["prints", "stubborn"])
 def test_a_second_interrupt_ends_the_command_whatever_the_judge_does(tmp_path, how):
     rows = write_rows(tmp_path / "rows.jsonl", ({"prompt": f"q{k}", "candidates": ["a", "bb"]} for k in range(3)))
     judge = hanging(tmp_path / "mine.py", how, "q1", timeout_s=1 if how == "stubborn" else 300)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from rlaif.data import read_candidates, read_prompts
 from rlaif.errors import InputError
+from rlaif.keys import digest, plain
 from rlaif.types import Prompt
 
 GOOD = b'{"prompt": "Why?"}\n'
@@ -51,6 +53,10 @@ def refusal(path: Path | Any, **more: Any) -> str:
         (b'{"prompt": [{"role": "user"}]}', "content"),
         (b'{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}', "assistant"),
         (b'{"prompt": "a", "prompt": "b"}', "'prompt'"),
+        (b'{"prompt" : "a", "prompt"\t: "b"}', "'prompt'"),
+        (b'{"prompt": "a", "x": [{"k": 1, "k": 1}]}', "'k'"),
+        (b'{"prompt": "a", "prom\\u0070t": "b"}', "'prompt'"),
+        (b'{"prompt": "a", "x": ' + b"[" * 600 + b"]" * 600 + b"}", "nested"),
         (b'{"prompt": "Why?", "x": NaN}', "NaN"),
         (b'{"prompt": "Why?", "x": -Infinity}', "Infinity"),
         (b'{"prompt": "Why?", "x": ' + b"1" * 5000 + b"}", "digits"),
@@ -112,6 +118,21 @@ def test_a_name_that_no_file_can_have_is_no_file(name: str) -> None:
     assert "\n" not in refusal(name)
 
 
+def test_a_name_with_a_null_character_is_no_file() -> None:
+    for name in ("prompts\0.jsonl", "\0", "owner/na\0me"):
+        assert "null character" in refusal(name)
+
+
+def test_a_path_into_a_folder_that_is_here_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine/promts", "./promts", "../promts", "/promts", "~/promts"):
+        said = refusal(name)
+        assert said.startswith("no file at") and "hub" not in said, said
+
+
 def test_rows_before_a_wrong_one_are_the_only_ones_read(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(GOOD * 2 + b"wrong\n")
@@ -147,6 +168,52 @@ def test_what_is_written_is_read(
     assert len({p.id for p in found}) == len(rows)
 
 
+SPACE = st.sampled_from(["", " ", "\t", "  "])
+NUMBER = st.sampled_from(["0", "-0", "-0.0", "1e3", "1E400", "0.1", str(2**63), str(-(2**63) - 1), str(2**64), "9" * 40])
+STRING = st.one_of(TEXT, st.sampled_from(["k", "k2", '":', '{"k":1}', ":", '" :'])).flatmap(
+    lambda text: st.booleans().map(lambda plain: json.dumps(text, ensure_ascii=plain))
+)
+
+
+def objects(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    pairs = st.lists(st.tuples(st.sampled_from(['"k"', '"k2"', '"\\u006b"', '":"']) | STRING, SPACE, SPACE, values), max_size=3)
+    return pairs.map(lambda found: "{" + ",".join(f"{k}{a}:{b}{v}" for k, a, b, v in found) + "}")
+
+
+VALUE = st.recursive(
+    st.sampled_from(["null", "true"]) | NUMBER | STRING,
+    lambda inner: objects(inner) | st.lists(inner, max_size=3).map(lambda found: f"[{','.join(found)}]"),
+    max_leaves=6,
+)
+
+
+@given(objects(VALUE))
+def test_a_row_s_columns_are_what_the_strict_reader_says_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    """Most rows are read by another parser, which takes repeated keys and rounds long numbers."""
+
+    def once(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(found)) < len(found):
+            raise KeyError
+        return dict(found)
+
+    path = tmp_path_factory.getbasetemp() / "strict.jsonl"
+    path.write_text(f'{{"prompt": "Why?", "x": {text}}}\n', encoding="utf-8")
+    try:
+        expected = json.loads(text, object_pairs_hook=once)
+    except KeyError:
+        assert "stands twice" in refusal(path)
+    else:
+        (prompt,) = read(path)
+        assert repr(prompt.fields["x"]) == repr(plain(expected))
+
+
+def test_long_numbers_are_kept_to_the_last_digit(tmp_path: Path) -> None:
+    (prompt,) = read(write_rows(tmp_path / "p.jsonl", [{"id": 10**20 + 1, "prompt": "Why?", "n": -(2**63) - 1}]))
+    assert (prompt.id, prompt.fields) == ("100000000000000000001", {"n": -(2**63) - 1})
+
+
 def test_separators_of_other_kinds_are_text(tmp_path: Path) -> None:
     odd = "a\u2028b\u2029c\u0085d\x0be\x0cf\x1cg\x1dh\x1ei"
     assert read(write_rows(tmp_path / "p.jsonl", [{"prompt": odd}]))[0].text == odd
@@ -169,7 +236,9 @@ def test_the_same_rows_in_every_kind_of_file(tmp_path: Path) -> None:
     found = {path.suffix: read(path) for path in tmp_path.iterdir()}
     assert set(found) == {".jsonl", ".json", ".csv", ".parquet"}
     for prompts in found.values():
-        assert prompts == [Prompt(r["id"], tuple(user(r["prompt"])), "r", {"topic": "é"}) for r in rows]
+        assert prompts == [
+            Prompt(r["id"], tuple(user(r["prompt"])), "r", {"topic": "é"}, ordinal=k) for k, r in enumerate(rows)
+        ]
     for name in ("p.jsonl", "p.json", "p.csv", "p.parquet"):
         (tmp_path / (name + ".gz")).write_bytes(gzip.compress((tmp_path / name).read_bytes()))
         assert read(tmp_path / (name + ".gz")) == found[".jsonl"]
@@ -191,6 +260,43 @@ def test_ids_are_hashes_of_the_messages_counted_for_repeats() -> None:
     assert (second, third) == (f"{first}-2", f"{first}-3") and other not in (first, second, third)
     assert [p.id for p in read(["How?", "Why?"])] == [other, first]
     assert read([{"prompt": "Why?", "topic": "x"}], system="Be brief.")[0].id == first
+
+
+@given(st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": TEXT.filter(str.strip)}, optional={"name": TEXT})))
+def test_an_id_is_the_digest_of_the_messages_as_read(messages: list[dict[str, str]]) -> None:
+    for row in (messages, messages[:1]):
+        if row:
+            assert read([{"prompt": row}])[0].id == digest(row, 8)
+
+
+def test_repeats_are_counted_past_the_names_that_are_taken() -> None:
+    first = read(["Why?"])[0].id
+    rows = [*["Why?"] * 3, {"prompt": "How?", "id": f"{first}-5"}, *["Why?"] * 3]
+    assert [p.id for p in read(rows)] == [first, *(f"{first}-{k}" for k in (2, 3, 5, 4, 6, 7))]
+
+
+def test_a_prompt_knows_its_place(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{k}", "candidates": []} for k in range(5)]
+    path = write_rows(tmp_path / "p.jsonl", rows)
+    path.write_text("\n\n" + path.read_text().replace("\n", "\n\n"))
+    for source in (str(path), rows):
+        assert [p.ordinal for p in read_prompts(source, limit=4)] == [0, 1, 2, 3]
+        assert [p.ordinal for p, _ in read_candidates(source)] == [0, 1, 2, 3, 4]
+
+
+def test_reading_keeps_nothing_of_the_rows_that_were_read() -> None:
+    found = read_prompts(row for k in range(10**9) for row in (f"Question {k}", {"prompt": "Why?", "id": f"own {k}"}))
+    tracemalloc.start()
+    try:
+        for _ in range(4000):
+            next(found)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(12_000):
+            next(found)
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    finally:
+        tracemalloc.stop()
+        found.close()  # type: ignore[attr-defined]
 
 
 def test_a_given_id_may_not_stand_twice_nor_be_taken_for_a_hash() -> None:
@@ -236,6 +342,9 @@ def test_python_values_of_every_kind_are_read() -> None:
 
 def test_fields_with_odd_values_do_not_break_the_run() -> None:
     (prompt,) = read([{"prompt": "Why?", "when": object, "n": float("nan"), 3: {4: (1, 2)}}])
+    endless: list[Any] = []
+    endless.append(endless)
+    assert "nested" in refusal([{"prompt": "Why?", "x": endless}])
     assert json.loads(json.dumps(dict(prompt.fields), allow_nan=False))["3"] == {"4": [1, 2]}
 
 

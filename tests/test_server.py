@@ -82,7 +82,9 @@ def test_equal_requests_are_answered_equally(new_room: NewRoom, asked: Any, slot
     shuffled.shuffle(bodies)
     turned = [dict(reversed(body.items())) for body in bodies]  # another order of keys is the same request
     assert [reply[2] for reply in ask_all(other, turned)] == [expected[json.dumps(body)] for body in bodies]
-    assert len(set(expected.values())) == len(expected), "different requests have different answers"
+    texts = {name: json.loads(body)["choices"][0]["message"]["content"] for name, body in expected.items()}
+    distinct = {(text, seed) for text, seed, _ in asked}
+    assert len(set(texts.values())) == len(distinct), "an answer depends on what is asked and the seed, not on n"
     assert one.bill(every=True)["times"] == other.bill(every=True)["times"]
 
 
@@ -95,7 +97,7 @@ def test_a_queue_works_on_so_many_in_the_order_they_came(room: Room) -> None:
     began = [e["began"] for e in sorted(room.log(), key=lambda e: e["number"])]
     assert began == sorted(began)
     assert room.peak() == 15 and all(b - a >= 0.028 for a, b in zip(began, began[3:], strict=False))
-    assert began[2] - began[0] < 0.03 and began[-1] - began[0] >= 4 * 0.028
+    assert began[-1] - began[0] < 14 * 0.03, "as slow as one at a time"
 
 
 def test_the_work_on_a_request_takes_its_own_time(room: Room) -> None:
@@ -107,7 +109,7 @@ def test_the_work_on_a_request_takes_its_own_time(room: Room) -> None:
     waits = [over(room, lambda ask, text=text: timed(ask, text)) for text in ("a", "a", "b", "b")]
     ids = [e["id"] for e in room.log()]
     queue = rates.Queue(Behaviour(service_s=0.1, service_cv=0.5))
-    assert all(0 <= wait - queue.seconds(name) < 0.09 for wait, name in zip(waits, ids, strict=True))
+    assert all(0 <= wait - queue.seconds(name) < 0.25 for wait, name in zip(waits, ids, strict=True))
 
 
 async def timed(ask: Ask, text: str) -> float:
@@ -249,18 +251,20 @@ def test_a_refusal_says_when_to_come_back(new_room: NewRoom) -> None:
 
 
 def test_a_refusal_may_not_say_when_to_come_back(room: Room) -> None:
-    room.set(rates="1", rate_burst=1, retry_after="none")
-    _, headers, _ = ask_in_turn(room, [chat("a"), chat("b")])[1]
-    assert not {name.lower() for name in headers} & {"retry-after", "retry-after-ms", "x-ratelimit-reset-requests"}
-    assert [e["come_back"] for e in room.log()] == [None, None]
+    for behaviour in ({"rates": "1", "rate_burst": 1, "retry_after": "none"}, {"limit": 1, "limit_s": 5}):
+        room.set(**behaviour)
+        status, headers, _ = ask_in_turn(room, [chat("a"), chat("b")])[1]
+        assert status == 429
+        assert not {name.lower() for name in headers} & {"retry-after", "retry-after-ms", "x-ratelimit-reset-requests"}
+    assert [e["come_back"] for e in room.log()] == [None] * 4
 
 
 def test_who_comes_too_early_is_counted(room: Room) -> None:
-    room.set(rates="2", rate_burst=1, grace_s=0.02)
+    room.set(rates="2", rate_burst=1, grace_s=0.1)
 
     async def work(ask: Ask) -> list[int]:
         met = [(await ask(chat(str(k))))[0] for k in range(3)]  # the third is within the grace
-        for pause in (0.04, 0.04, 0.5):
+        for pause in (0.12, 0.12, 0.4):
             await asyncio.sleep(pause)
             met.append((await ask(chat("again")))[0])
         return met
@@ -289,21 +293,24 @@ def test_rates_change_under_the_run(room: Room) -> None:
     assert rate["accepted"] + rate["refused"] == room.count() and room.log() == []
 
 
-@pytest.mark.parametrize(("kind", "taken"), [("fixed", [1, 9, 10, 0]), ("sliding", [1, 9, 1, 9])])
-def test_windows_differ_in_when_they_open(room: Room, kind: str, taken: list[int]) -> None:
+def test_windows_differ_in_when_they_open(new_room: NewRoom) -> None:
     """Ten in any 0.5 s: one request, many late in the first window, early in the second one, and late in it."""
-    room.set(rates="20", rate_kind=kind, rate_window_s=0.5, retry_after="none")
+    fixed, sliding = new_room(), new_room()
+    fixed.set(rates="20", rate_kind="fixed", rate_window_s=0.5, retry_after="none")
+    sliding.set(rates="20", rate_kind="sliding", rate_window_s=0.5, retry_after="none")
 
-    async def work(ask: Ask) -> list[int]:
+    async def work(ask: Ask) -> list[list[int]]:
         met = []
         for wait, count in ((0, 1), (0.3, 12), (0.25, 12), (0.3, 12)):
             await asyncio.sleep(wait)
-            replies = await asyncio.gather(*(ask(chat(str(k))) for k in range(count)))
-            met.append(sum(reply[0] == 200 for reply in replies))
+            replies = await asyncio.gather(*(ask(chat(str(k)), room) for room in (fixed, sliding) for k in range(count)))
+            accepted = [reply[0] == 200 for reply in replies]
+            met.append([sum(accepted[:count]), sum(accepted[count:])])
         return met
 
-    assert over(room, work) == taken
-    assert sum(taken) == room.rate()["accepted"] <= room.rate()["allowed"]
+    assert over(fixed, work) == [[1, 1], [9, 9], [10, 1], [0, 9]]
+    for room in (fixed, sliding):
+        assert 20 == room.rate()["accepted"] <= room.rate()["allowed"]
 
 
 def test_durations_are_written_as_openai_writes_them() -> None:
@@ -553,7 +560,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_connections_break_where_they_should(room: Room, name: str) -> None:
-    error = met(room, name, chat(), timeout_s=0.4)
+    error = met(room, name, chat(), timeout_s=0.2 if name in ENDLESS else 5.0)
     assert isinstance(error, BROKEN[name]), repr(error)
     (entry,) = room.log()
     assert entry["billed"] == (name not in ("reset", "close", "never", "drip"))

@@ -26,7 +26,8 @@ _TOP_LOGPROBS = 20
 _MASS_NEEDED = 0.5
 _REMEMBERED = 10_000
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class PairwiseJudge:
@@ -67,12 +68,16 @@ class PairwiseJudge:
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """One verdict on two candidates in the order shown; a reply that cannot be read is a verdict without scores."""
         ids = tuple(c.id for c in shown)
-        ask = _Question(prompt.ordinal, self._mark(prompt, among), {
-            "constitution": self._constitution.text,
-            "prompt": prompt.text,
-            "a": shown[0].text,
-            "b": shown[1].text,
-        })
+        ask = _Question(
+            prompt.ordinal,
+            self._mark(prompt, among),
+            {
+                "constitution": self._constitution.text,
+                "prompt": prompt.text,
+                "a": shown[0].text,
+                "b": shown[1].text,
+            },
+        )
         try:
             scores = await self._by_token(ask) if self._logprobs and ask.mark not in self._without else None
             if scores is not None:
@@ -138,7 +143,7 @@ class PairwiseJudge:
 
     def _mark(self, prompt: Prompt, among: Sequence[Candidate]) -> str:
         """The prompt's delimiter, made once."""
-        known = prompt.ordinal, *(c.id for c in among)
+        known: tuple[int | str, ...] = (prompt.ordinal, *(c.id for c in among))
         if known not in self._marks:
             _remember(self._marks, known, mark_for(prompt, among))
         return self._marks[known]

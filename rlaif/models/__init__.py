@@ -10,13 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlaif.aio import all_of
 from rlaif.endpoint import MAX_WAIT_S, Endpoint
 from rlaif.errors import InputError, StopRun
 from rlaif.models import fake, gguf, openai, smollm2
 from rlaif.types import Model
+
+if TYPE_CHECKING:
+    from rlaif.live import EndpointState
 
 
 class Models:
@@ -50,7 +53,7 @@ class Models:
         for model in self._models.values():
             model.stop(reason)
 
-    def states(self) -> list[dict[str, Any]]:
+    def states(self) -> list[EndpointState]:
         """What each endpoint does now (`Endpoint.state`)."""
         return [endpoint.state() for endpoint in self._endpoints.values()]
 

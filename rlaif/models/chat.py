@@ -91,6 +91,8 @@ def request_body(model: str, request: Request, extra: dict[str, Any]) -> dict[st
 
 def split_thinking(text: str) -> tuple[str, str | None]:
     """(answer, thinking) of a text that may open with a `<think>` block; an unclosed block is all thinking."""
+    if "think>" not in text:
+        return text, None
     opened = text.lstrip()
     if opened.startswith(_OPEN):
         thinking, closed, answer = opened[len(_OPEN) :].partition(_CLOSE)

@@ -70,7 +70,6 @@ async def cut(request: web.Request, data: bytes, reset: bool) -> web.StreamRespo
         if reset:
             # A reset, where a socket that lingers would say goodbye.
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            transport.abort()
         transport.close()
     return web.Response()
 
