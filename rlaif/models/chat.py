@@ -54,6 +54,8 @@ def read(body: bytes) -> Reply:
         choices=tuple(_choice(c) for c in raw),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
+        id=_text(data.get("id")),
+        model=_text(data.get("model")),
     )
 
 
@@ -139,6 +141,10 @@ def _first_token(logprobs: Any) -> dict[str, float] | None:
         return found
     except (TypeError, KeyError, IndexError, ValueError, AttributeError):
         return None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _encodable(text: str) -> str:

@@ -23,6 +23,7 @@ import orjson
 from rlaif.endpoint import Endpoint
 from rlaif.errors import CallFailed, InputError, StopRun, Unsupported
 from rlaif.models import chat
+from rlaif.models.odd import Oddities
 from rlaif.responses import Rejected, Response, TransportError
 from rlaif.types import Purchase, Reply, Request
 
@@ -67,6 +68,7 @@ class OpenAI:
         transport: Transport,
         served_as: str,
         extra_body: Mapping[str, Any] | None = None,
+        strict: bool = False,
     ) -> None:
         self.name = name
         self.identity = identity
@@ -76,6 +78,7 @@ class OpenAI:
         self._dropped: set[str] = set()
         self._renamed: dict[str, str] = {}
         self._accepted, self._rejected = Counter[str](), Counter[str]()
+        self._strict, self.oddities = strict, Oddities(name, served_as)
 
     async def send(self, request: Request, purchase: Purchase) -> Reply:
         """One kept response. Raises CallFailed, Unsupported("logprobs") or StopRun."""
@@ -102,6 +105,10 @@ class OpenAI:
                     raise CallFailed("bad_request", str(rejected)) from None
             else:
                 self._accepted[role] += 1
+                self.oddities.note(reply)
+                if self._strict and reply.model != self._served_as:
+                    said = f"{self.name} was asked for {self._served_as!r} and answers as {reply.model!r} (strict_model)"
+                    raise self._endpoint.stop(StopRun("model", said))
                 return reply
 
     def read(self, body: bytes) -> Reply:
