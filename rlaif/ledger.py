@@ -137,9 +137,10 @@ class Ledger:
     @classmethod
     def open(cls, directory: Path) -> Ledger:
         """Owns `directory` for writing, creating what is missing. Raises InputError if it cannot be had."""
-        made, new = not directory.exists(), not (directory / "run.sqlite").exists()
+        made = not directory.exists()
         owned = RunDirectory.take(directory)
         try:
+            new = not (directory / "run.sqlite").exists()
             _prepare(directory / "run.sqlite")
             with _damage(directory):
                 ledger = cls(directory, owned)
@@ -160,26 +161,42 @@ class Ledger:
             return cls(directory, None)
 
     def discard(self) -> None:
-        """Closes, and takes a directory that held no run before away again: nothing came of it."""
-        self.close()
-        if self._new:
-            for name in ("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.flying", "run.lock"):
-                (self.directory / name).unlink(missing_ok=True)
-            if self._made:
-                with suppress(OSError):  # somebody put something there meanwhile
-                    self.directory.rmdir()
+        """Closes, and takes a directory that held no run before away again, unless something came of it."""
+        self._end_writing()
+        if not self._new or self._owned is None or self._holds_anything():
+            self.close()
+            return
+        self._reader.close()
+        for name in ("run.sqlite", "run.sqlite-wal", "run.sqlite-shm"):
+            (self.directory / name).unlink(missing_ok=True)
+        self._owned.discard()
+        self._owned = None
+        if self._made:
+            with suppress(OSError):  # somebody put something there meanwhile
+                self.directory.rmdir()
 
     def close(self) -> None:
         """Waits for pending commits and releases the directory."""
+        self._end_writing()
+        self._reader.close()
+        if self._owned is not None:
+            self._owned.give_back()
+            self._owned = None
+
+    def _end_writing(self) -> None:
         self._closed = True
         self._send_off()
         if self._writer is not None:
             self._queue.put(None)
             self._writer.join()
-        self._reader.close()
-        if self._owned is not None:
-            self._owned.give_back()
-            self._owned = None
+
+    def _holds_anything(self) -> bool:
+        """Whether a call was made, of whatever outcome. Where that cannot be told, it was."""
+        asked = " OR ".join(f"EXISTS (SELECT 1 FROM {table})" for table in ("calls", "faults", "records"))
+        try:
+            return bool(self._reader.execute(f"SELECT {asked}").fetchone()[0])
+        except sqlite3.Error:
+            return True
 
     # Reading
 
