@@ -96,6 +96,9 @@ _RUNNING = {
     "max_wait_s": _option(
         float, "--max-wait", metavar="S", help="Stop when an endpoint lets wait or is down for longer. [default: 900]"
     ),
+    "strict_model": _option(
+        bool, "--strict-model", help="Stop when a response names another model than the one that was asked for."
+    ),
     "transport": _option(str, metavar="NAME", help="What carries the requests: aiohttp or openai. [default: aiohttp]"),
     "retry_failed": _option(bool, "--retry-failed", help="Ask again for what ended as a failure before."),
 }

@@ -237,6 +237,7 @@ class Run:
             rpm=config.rpm,
             tpm=config.tpm,
             max_wait_s=config.max_wait_s,
+            strict_model=config.strict_model,
         )
         for name in [*config.policy, *(plan.model for plan in plans if plan.model)]:
             models.open(name)
@@ -390,6 +391,7 @@ class Run:
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
             "faults": ledger.faults(),
             "maybe_lost": self._maybe_lost,
+            "odd": self._models.oddities() if self._models is not None else {},
             "judges": [judge.name for judge in parts.judges],
             "wall_s": round(time.monotonic() - self.progress.started, 3),
             "state": "done" if stopped is None else "stopped",
