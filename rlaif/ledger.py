@@ -53,6 +53,7 @@ CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body 
 CREATE INDEX finished ON records(ordinal, calls);
 """
 _GROUP, _BATCH, _SPAN = 512, 256, 2**16
+_GATHER_S = 0.004
 KEY_BYTES = 16
 _DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
@@ -500,7 +501,7 @@ class Ledger:
         batch = self._batch
         if batch is None:
             batch = self._batch = _Batch(asyncio.get_running_loop(), [], [])
-            batch.loop.call_soon(self._send_off)
+            batch.loop.call_later(_GATHER_S, self._send_off)
         done = batch.loop.create_future()
         batch.jobs.append(job)
         batch.done.append(done)
@@ -682,11 +683,12 @@ def pack(body: bytes) -> bytes:
 
 
 def crc_of(*values: Any) -> int:
-    """The checksum of a row's columns."""
-    crc = 0
+    """The checksum of a row's columns: of their repr, bytes by their length, and then of the bytes."""
+    texts = repr([len(value) if type(value) is bytes else value for value in values])
+    crc = zlib.crc32(texts.encode("utf-8", "surrogatepass"))
     for value in values:
-        crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
-        crc = zlib.crc32(b"|", crc)
+        if type(value) is bytes:
+            crc = zlib.crc32(value, crc)
     return crc
 
 
