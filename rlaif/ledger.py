@@ -55,7 +55,10 @@ CREATE INDEX finished ON records(ordinal, calls);
 _GROUP, _BATCH, _SPAN = 512, 256, 2**16
 _LEVEL = 1
 KEY_BYTES = 16
-_DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_OF_THE_DISK = (
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+)
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
 _MAYBE_BILLED = ("broken", "timeout", "bad_body")
 _ADD_CALLS, _ADD_RECORDS, _ROWS = "INSERT INTO calls VALUES ", "INSERT OR REPLACE INTO records VALUES ", 128
@@ -123,8 +126,8 @@ class Ledger:
         self._shelves: dict[int, _Shelf] = {}
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._batch: _Batch | None = None
+        self._db: sqlite3.Connection | None = None  # of the writer's thread
         self._trouble: StopRun | None = None
-        self._broken: StopRun | None = None
         self._closed = self._new = self._made = False
         self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
         self._calls = self._number("SELECT max(id) FROM calls", 0)
@@ -496,8 +499,8 @@ class Ledger:
 
     async def _commit(self, job: Job) -> Any:
         """What the job says, once it is committed. Jobs of one turn of the event loop travel together."""
-        if self._broken or self._closed:
-            raise self._broken or StopRun("disk", f"the ledger in {str(self.directory)!r} is closed")
+        if self._closed:
+            raise StopRun("disk", f"the ledger in {str(self.directory)!r} is closed")
         batch = self._batch
         if batch is None:
             batch = self._batch = _Batch(asyncio.get_running_loop(), [], [])
@@ -515,7 +518,6 @@ class Ledger:
     # The writer's thread
 
     def _write(self) -> None:
-        db: sqlite3.Connection | None = None
         open_for_work = True
         while open_for_work:
             batches: list[_Batch] = []
@@ -529,24 +531,29 @@ class Ledger:
                 jobs += len(batch.jobs)
             if not batches:
                 break
-            try:
-                db = db or _connect(self.directory / "run.sqlite", write=True)
-                results: list[Any] | Exception = self._save(db, [job for batch in batches for job in batch.jobs])
-            except Exception as error:  # whatever it is, those who wait must hear of it
-                results = error
-                if not isinstance(error, (InputError, StopRun)):
-                    results = StopRun("disk", f"cannot write to {str(self.directory / 'run.sqlite')!r}: {error}")
-                    self._broken = results
-                    self.on_trouble(results)
-            _settle(batches, results)
-        if db is not None:
-            db.close()
+            _settle(batches, self._outcomes([job for batch in batches for job in batch.jobs]))
+        if self._db is not None:
+            self._db.close()
 
-    def _save(self, db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Any]:
+    def _outcomes(self, jobs: Sequence[Job]) -> list[Any]:
+        """What each job says or raises. A group that cannot be committed is so one by one: one that raises harms no other."""
+        try:
+            return self._save(jobs, _TRIES_TO_SAVE)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            return [self._told(error)] if len(jobs) == 1 else [self._alone(job) for job in jobs]
+
+    def _alone(self, job: Job) -> Any:
+        try:
+            return self._save([job], 1)[0]
+        except Exception as error:
+            return self._told(error)
+
+    def _save(self, jobs: Sequence[Job], tries: int) -> list[Any]:
         """Commits a group. A disk that is full or fails stops the sending; then it is tried again, the reserve given up."""
-        for attempt in range(_TRIES_TO_SAVE):
+        for left in reversed(range(tries)):
             spend = dict(self._spend)
             try:
+                db = self._db = self._db or _connect(self.directory / "run.sqlite", write=True)
                 db.execute("BEGIN IMMEDIATE")
                 results = _do(db, jobs, spend)
                 for name, row in spend.items():
@@ -554,27 +561,43 @@ class Ledger:
                         db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 9}?)", astuple(row))
                 db.execute("COMMIT")
             except Exception as error:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-                if not isinstance(error, sqlite3.Error) or code not in _DISK_FULL or attempt == _TRIES_TO_SAVE - 1:
+                if self._db is not None and self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if _code(error) not in _OF_THE_DISK:
                     raise
-                self._stop_for(error)
+                again = self._trouble is not None
+                self._stop_sending(self._told(error))
+                if not left:
+                    raise
+                if again:
+                    time.sleep(_TRY_AGAIN_S)
             else:
                 self._spend = spend
                 return results
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("the last try returns or raises")
 
-    def _stop_for(self, error: Exception) -> None:
-        """Stops the sending, once, and makes room for what is in flight."""
-        if self._trouble is None:
+    def _told(self, error: Exception) -> Exception:
+        """What the one who waits hears: that the file cannot be written or is damaged, or else what the job itself raised."""
+        if _code(error) in _OF_THE_DISK:
             where = str(self.directory / "run.sqlite")
-            self._trouble = StopRun("disk", f"cannot write to {where!r}: {error}. Make room, then the same command goes on")
-            self.on_trouble(self._trouble)
-            if self._owned is not None:
-                self._owned.give_up_reserve()
-        else:
-            time.sleep(_TRY_AGAIN_S)
+            return StopRun("disk", f"cannot write to {where!r}: {error}. Make room or repair it, then the same command goes on")
+        if isinstance(error, zlib.error) or type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError):
+            said = StopRun("damaged", _damaged(self.directory, error))
+            self._stop_sending(said)
+            return said
+        return error
+
+    def _stop_sending(self, reason: Exception) -> None:
+        """Says, once, that nothing more can be stored, and makes room for what is in flight."""
+        if self._trouble is not None or not isinstance(reason, StopRun):
+            return
+        self._trouble = reason
+        try:
+            self.on_trouble(reason)
+        except Exception:
+            log.exception("the sending could not be stopped")
+        if self._owned is not None:
+            self._owned.give_up_reserve()
 
 
 @dataclass(slots=True)
@@ -699,34 +722,35 @@ def _forget_failures(db: sqlite3.Connection, kind: str | None) -> None:
 def _store_prompts(
     db: sqlite3.Connection, prompts: Iterable[PromptRow], changed: Callable[[PromptRow | None, PromptRow | None], object]
 ) -> None:
-    on_file = db.execute("SELECT ordinal, id, body FROM prompts ORDER BY ordinal")
-    new: list[tuple[Any, ...]] = []
-    add = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)"
+    on_file = db.execute("SELECT ordinal, id, body, crc FROM prompts ORDER BY ordinal")
+    add, new, more = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)", list[tuple[Any, ...]](), True
     for prompt in prompts:
-        before = on_file.fetchone() if not new else None
-        packed = zlib.compress(prompt.body, _LEVEL)
-        if before is not None:
-            if before[1] == prompt.id and before[2] == packed:
-                continue
-            was = PromptRow(before[0], before[1], zlib.decompress(before[2]))
-            if was == prompt:  # packed by another version of zlib
-                continue
-            changed(was, prompt)
-            db.execute("DELETE FROM records WHERE ordinal = ?", (prompt.ordinal,))
-            db.execute(add, _prompt_row(prompt, packed))
-            continue
-        new.append(_prompt_row(prompt, packed))
-        if len(new) >= _BATCH:
-            db.executemany(add, new)
-            del new[1:]  # one stays as the mark that the file has no more; it is written again, as it was
-    left = on_file.fetchone() if not new else None
+        before = on_file.fetchone() if more else None
+        more = before is not None
+        row = _prompt_row(prompt)
+        if before is None:
+            new.append(row)
+            if len(new) >= _BATCH:
+                db.executemany(add, new)
+                new.clear()
+        elif before != row:
+            ordinal, name, body, crc = before
+            was = PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
+            if was.ordinal != prompt.ordinal:
+                raise zlib.error(f"prompt {prompt.ordinal + 1} is missing")
+            if was != prompt:  # and not merely packed by another version of zlib
+                changed(was, prompt)
+                db.execute("DELETE FROM records WHERE ordinal = ?", (ordinal,))
+                db.execute(add, row)
     db.executemany(add, new)
+    left = on_file.fetchone() if more else None
     if left is not None:
         changed(PromptRow(left[0], left[1], b""), None)
 
 
-def _prompt_row(prompt: PromptRow, packed: bytes) -> tuple[Any, ...]:
-    return prompt.ordinal, prompt.id, packed, crc_of(prompt.ordinal, prompt.id, packed)
+def _prompt_row(prompt: PromptRow) -> tuple[Any, ...]:
+    row = (prompt.ordinal, prompt.id, zlib.compress(prompt.body, _LEVEL))
+    return (*row, crc_of(*row))
 
 
 def _most(limit: int | None) -> int:
@@ -745,38 +769,45 @@ def _sound(what: str, values: Sequence[Any], crc: int) -> bytes:
     return zlib.decompress(values[-1])
 
 
+def _code(error: Exception) -> int:
+    """SQLite's primary code of an error, 0 if it is none of SQLite's."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 def _damaged(directory: Path, what: object) -> str:
     return f"{str(directory / 'run.sqlite')!r} is damaged ({what}): `rlaif doctor {directory}` says what can be saved"
 
 
 @contextmanager
 def _damage(directory: Path, kind: type[InputError] | type[StopRun] = InputError) -> Iterator[None]:
-    """Turns what SQLite and zlib say of a damaged file into a message for the user."""
+    """Turns what SQLite and zlib say of a file that is damaged, or cannot be read, into a message for the user."""
     try:
         yield
     except (sqlite3.DatabaseError, zlib.error, OverflowError, UnicodeDecodeError) as error:
-        said = _damaged(directory, error)
-        raise (InputError(said) if kind is InputError else StopRun("damaged", said)) from None
+        said, word = _damaged(directory, error), "damaged"
+        if _code(error) in _OF_THE_DISK and _code(error) != sqlite3.SQLITE_IOERR:
+            said, word = f"cannot read {str(directory / 'run.sqlite')!r}: {error}", "disk"
+        raise (InputError(said) if kind is InputError else StopRun(word, said)) from None
 
 
-def _settle(batches: Sequence[_Batch], results: list[Any] | Exception) -> None:
+def _settle(batches: Sequence[_Batch], results: list[Any]) -> None:
     """Tells those who wait, in their loop's thread; results are cut into the batches'."""
     at = 0
     for batch in batches:
-        part = results if isinstance(results, Exception) else results[at : at + len(batch.jobs)]
+        part = results[at : at + len(batch.jobs)]
         at += len(batch.jobs)
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             batch.loop.call_soon_threadsafe(_settle_one, batch.done, part)
 
 
-def _settle_one(waiting: Sequence[asyncio.Future[Any]], results: list[Any] | Exception) -> None:
-    for place, done in enumerate(waiting):
+def _settle_one(waiting: Sequence[asyncio.Future[Any]], results: list[Any]) -> None:
+    for done, result in zip(waiting, results, strict=True):
         if done.done():  # cancelled
             continue
-        if isinstance(results, Exception):
-            done.set_exception(results)
+        if isinstance(result, Exception):
+            done.set_exception(result)
         else:
-            done.set_result(results[place])
+            done.set_result(result)
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
