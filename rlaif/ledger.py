@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -129,9 +130,13 @@ class Ledger:
         self._db: sqlite3.Connection | None = None  # of the writer's thread
         self._trouble: StopRun | None = None
         self._closed = self._new = self._made = False
-        self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
-        self._calls = self._number("SELECT max(id) FROM calls", 0)
-        self._spend = {(row.model, row.role): row for row in self._spend_rows()}
+        try:
+            self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
+            self._calls = self._number("SELECT max(id) FROM calls", 0)
+            self._spend = {(row.model, row.role): row for row in self._spend_rows()}
+        except BaseException:
+            self._reader.close()
+            raise
         self._writer: threading.Thread | None = None
         if owned is not None:
             self._writer = threading.Thread(target=self._write, name="rlaif-ledger", daemon=True)
@@ -345,6 +350,7 @@ class Ledger:
         kept = await self._commit(job)
         if not kept:
             return 0
+        self._last_called = max(self._last_called, ordinal)
         shelf = self._shelf(ordinal)
         for choice, key in enumerate(keys):
             shelf.answers[key] = Stored(call, choice)
@@ -358,6 +364,7 @@ class Ledger:
         row = (ordinal, role, model, time.time(), kind, b"".join(keys), None, None, None, packed)
         call = self._next_call()
         await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
+        self._last_called = max(self._last_called, ordinal)
         self._shelf(ordinal).answers.update(dict.fromkeys(keys, Failure(kind, message)))
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
@@ -373,6 +380,7 @@ class Ledger:
     async def forget_failures(self, kind: str) -> None:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
         await self._commit(lambda db: _forget_failures(db, kind))
+        self._shelves.clear()
 
     async def note(self, facts: dict[str, str]) -> None:
         """Stores named facts of the run."""
@@ -407,6 +415,7 @@ class Ledger:
                 _forget_failures(db, None)
 
         await self._commit(work)
+        self._shelves.clear()
         if self._owned is not None:
             self._owned.lost_is_noted()
 
@@ -811,13 +820,26 @@ def _settle_one(waiting: Sequence[asyncio.Future[Any]], results: list[Any]) -> N
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    if write:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-    else:
-        db.execute("PRAGMA query_only=ON")
+    where = path.absolute().as_uri()
+    if not write and _cannot_change(path):
+        where += "?immutable=1"  # then SQLite needs no file beside it
+    db = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+    try:
+        db.execute("PRAGMA cell_size_check=ON")
+        if write:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+        else:
+            db.execute("PRAGMA query_only=ON")
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def _cannot_change(path: Path) -> bool:
+    """Whether the database is whole in its one file, nobody has it open, and it lies where this process may not write."""
+    return not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
 
 
 def _prepare(path: Path) -> None:
