@@ -37,7 +37,7 @@ log = logging.getLogger("rlaif")
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x726C6166  # "rlaf"
 SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE prompts (ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE calls (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT NOT NULL, model TEXT NOT NULL,
                     kept_at REAL NOT NULL, kind TEXT, keys BLOB NOT NULL, prompt_tokens INTEGER, cached_tokens INTEGER,
@@ -49,7 +49,7 @@ CREATE TABLE faults (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT
 CREATE TABLE spend (model TEXT NOT NULL, role TEXT NOT NULL, free INTEGER NOT NULL, calls INTEGER NOT NULL,
                     uncounted INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
                     completion_tokens INTEGER NOT NULL, guessed_prompt_tokens INTEGER NOT NULL,
-                    guessed_completion_tokens INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
+                    guessed_completion_tokens INTEGER NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
 CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE INDEX finished ON records(ordinal, calls);
 """
@@ -247,8 +247,7 @@ class Ledger:
     def meta(self, name: str) -> str | None:
         """A named fact of the run."""
         with _damage(self.directory):
-            row = self._reader.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return None if row is None else str(row[0])
+            return _fact(self._reader, name)
 
     def prompts(self) -> int:
         """How many prompts this directory has seen."""
@@ -408,7 +407,7 @@ class Ledger:
             _note(db, facts | {"died_with": died_with})
             if prompts is not None:
                 _store_prompts(db, prompts(), changed)
-            if db.execute("SELECT value FROM meta WHERE name = 'plan'").fetchone() != (plan,):
+            if _fact(db, "plan") != plan:
                 db.execute("DELETE FROM records")
                 _note(db, {"plan": plan})
             if forget_failures:
@@ -503,7 +502,8 @@ class Ledger:
 
     def _spend_rows(self) -> Iterator[SpendRow]:
         with _damage(self.directory):
-            for row in self._reader.execute("SELECT * FROM spend ORDER BY model, role").fetchall():
+            for *row, crc in self._reader.execute("SELECT * FROM spend ORDER BY model, role").fetchall():
+                _check(f"what {row[0]!r} has used as {row[1]}", row, crc)
                 yield SpendRow(row[0], row[1], bool(row[2]), *row[3:])
 
     async def _commit(self, job: Job) -> Any:
@@ -567,7 +567,8 @@ class Ledger:
                 results = _do(db, jobs, spend)
                 for name, row in spend.items():
                     if self._spend.get(name) != row:
-                        db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 9}?)", astuple(row))
+                        values = (*name, int(row.free), *astuple(row)[3:])
+                        db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 10}?)", (*values, crc_of(*values)))
                 db.execute("COMMIT")
             except Exception as error:
                 if self._db is not None and self._db.in_transaction:
@@ -717,7 +718,15 @@ def crc_of(*values: Any) -> int:
 
 
 def _note(db: sqlite3.Connection, facts: dict[str, str]) -> None:
-    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", [(*fact, crc_of(*fact)) for fact in facts.items()])
+
+
+def _fact(db: sqlite3.Connection, name: str) -> str | None:
+    row = db.execute("SELECT value, crc FROM meta WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    _check(f"the fact {name!r}", (name, row[0]), row[1])
+    return str(row[0])
 
 
 def _forget_failures(db: sqlite3.Connection, kind: str | None) -> None:

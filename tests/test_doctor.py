@@ -58,7 +58,20 @@ def build(directory: Path, prompts: int = 30, *, seed: int = 0, large: int = 12_
         db.execute("BEGIN")
         for ordinal in range(prompts):
             put(db, "records", ordinal, 1, packed(rng, 300, plan="old"))
-            put(db, "calls", ordinal, "judge", "m", rng.random(), "timeout", rng.randbytes(16), None, None, None, packed(rng, 900))
+            put(
+                db,
+                "calls",
+                ordinal,
+                "judge",
+                "m",
+                rng.random(),
+                "timeout",
+                rng.randbytes(16),
+                None,
+                None,
+                None,
+                packed(rng, 900),
+            )
         db.execute("COMMIT")
         db.executescript("BEGIN; DELETE FROM records; DELETE FROM calls; COMMIT")
     for ordinal in range(prompts):
@@ -72,7 +85,20 @@ def build(directory: Path, prompts: int = 30, *, seed: int = 0, large: int = 12_
             put(db, "calls", *values)
             spend(db, "m", role, tokens)
         if ordinal % 5 == 0:
-            put(db, "calls", ordinal, "policy", "m", rng.random(), "too_long", rng.randbytes(16), None, None, None, packed(rng, 90))
+            put(
+                db,
+                "calls",
+                ordinal,
+                "policy",
+                "m",
+                rng.random(),
+                "too_long",
+                rng.randbytes(16),
+                None,
+                None,
+                None,
+                packed(rng, 90),
+            )
             put(db, "faults", ordinal, "policy", "m", rng.random(), "reset", None, packed(rng, 50))
             put(db, "faults", ordinal, "policy", "m", rng.random(), "server_error", 503, packed(rng, 50))
         if ordinal % 3:
@@ -85,9 +111,10 @@ def spend(db: sqlite3.Connection, model: str, role: str, tokens: tuple[Any, ...]
     """Adds a call to the running totals; one that did not say is guessed at 10 and 20 tokens."""
     unsaid = tokens[0] is None
     add = (1, int(unsaid), *(n or 0 for n in tokens), 10 * unsaid, 20 * unsaid)
-    row = db.execute("SELECT * FROM spend WHERE model = ? AND role = ?", (model, role)).fetchone() or (0,) * 10
-    numbers = [old + new for old, new in zip(row[3:], add, strict=True)]
-    db.execute(f"INSERT OR REPLACE INTO spend VALUES ({', '.join('?' * 10)})", (model, role, 1, *numbers))
+    row = db.execute("SELECT * FROM spend WHERE model = ? AND role = ?", (model, role)).fetchone() or (0,) * 11
+    numbers = [old + new for old, new in zip(row[3:-1], add, strict=True)]
+    values = (model, role, 1, *numbers)
+    db.execute(f"INSERT OR REPLACE INTO spend VALUES ({', '.join('?' * 11)})", (*values, crc_of(*values)))
 
 
 def content(path: Path) -> Rows:

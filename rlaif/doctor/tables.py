@@ -17,7 +17,7 @@ from typing import Any
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x726C6166  # "rlaf"
 SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE prompts (ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE calls (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT NOT NULL, model TEXT NOT NULL,
                     kept_at REAL NOT NULL, kind TEXT, keys BLOB NOT NULL, prompt_tokens INTEGER, cached_tokens INTEGER,
@@ -29,7 +29,7 @@ CREATE TABLE faults (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT
 CREATE TABLE spend (model TEXT NOT NULL, role TEXT NOT NULL, free INTEGER NOT NULL, calls INTEGER NOT NULL,
                     uncounted INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
                     completion_tokens INTEGER NOT NULL, guessed_prompt_tokens INTEGER NOT NULL,
-                    guessed_completion_tokens INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
+                    guessed_completion_tokens INTEGER NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
 CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE INDEX finished ON records(ordinal, calls);
 """
