@@ -722,11 +722,11 @@ def _note(db: sqlite3.Connection, facts: dict[str, str]) -> None:
 
 
 def _fact(db: sqlite3.Connection, name: str) -> str | None:
-    row = db.execute("SELECT value, crc FROM meta WHERE name = ?", (name,)).fetchone()
-    if row is None:
-        return None
-    _check(f"the fact {name!r}", (name, row[0]), row[1])
-    return str(row[0])
+    found = None
+    for key, value, crc in db.execute("SELECT name, value, crc FROM meta NOT INDEXED"):  # few: the index need not be believed
+        _check(f"the fact {key!r}", (key, value), crc)
+        found = str(value) if key == name else found
+    return found
 
 
 def _forget_failures(db: sqlite3.Connection, kind: str | None) -> None:
