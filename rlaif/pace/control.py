@@ -112,7 +112,7 @@ class Pace:
         if flight.share is not None and self._quota is not None:
             self._quota.used(flight.share, 0)
         new = flight.number > self._mark
-        if wait_s is None or wait_s <= 0.0 and self._episodes:
+        if wait_s is None or (wait_s <= 0.0 and self._episodes):
             held = 0.0
             if new:
                 held = min(_FIRST_HOLD_S * 2**min(self._episodes, 20), _LONGEST_HOLD_S) * self._rng.uniform(0.5, 1.0)
