@@ -52,12 +52,11 @@ CREATE TABLE spend (model TEXT NOT NULL, role TEXT NOT NULL, free INTEGER NOT NU
 CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE INDEX finished ON records(ordinal, calls);
 """
-_GROUP, _BATCH = 512, 256
-_LEVEL = 1
+_GROUP, _BATCH, _SPAN = 512, 256, 2**16
 KEY_BYTES = 16
 _DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
-_MAYBE_BILLED = ("broken", "timeout", "bad_body")
+_MAYBE_BILLED = ("broken", "timeout", "bad_body", "too_big")
 _ADD_CALLS, _ADD_RECORDS, _ROWS = "INSERT INTO calls VALUES ", "INSERT OR REPLACE INTO records VALUES ", 128
 _ADD_CALL = f"INSERT INTO calls VALUES ({'?, ' * 11}?)"
 _ADD_FAULT = "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -137,9 +136,10 @@ class Ledger:
     @classmethod
     def open(cls, directory: Path) -> Ledger:
         """Owns `directory` for writing, creating what is missing. Raises InputError if it cannot be had."""
-        made, new = not directory.exists(), not (directory / "run.sqlite").exists()
+        made = not directory.exists()
         owned = RunDirectory.take(directory)
         try:
+            new = not (directory / "run.sqlite").exists()
             _prepare(directory / "run.sqlite")
             with _damage(directory):
                 ledger = cls(directory, owned)
@@ -160,26 +160,42 @@ class Ledger:
             return cls(directory, None)
 
     def discard(self) -> None:
-        """Closes, and takes a directory that held no run before away again: nothing came of it."""
-        self.close()
-        if self._new:
-            for name in ("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.flying", "run.lock"):
-                (self.directory / name).unlink(missing_ok=True)
-            if self._made:
-                with suppress(OSError):  # somebody put something there meanwhile
-                    self.directory.rmdir()
+        """Closes, and takes a directory that held no run before away again, unless something came of it."""
+        self._end_writing()
+        if not self._new or self._owned is None or self._holds_anything():
+            self.close()
+            return
+        self._reader.close()
+        for name in ("run.sqlite", "run.sqlite-wal", "run.sqlite-shm"):
+            (self.directory / name).unlink(missing_ok=True)
+        self._owned.discard()
+        self._owned = None
+        if self._made:
+            with suppress(OSError):  # somebody put something there meanwhile
+                self.directory.rmdir()
 
     def close(self) -> None:
         """Waits for pending commits and releases the directory."""
+        self._end_writing()
+        self._reader.close()
+        if self._owned is not None:
+            self._owned.give_back()
+            self._owned = None
+
+    def _end_writing(self) -> None:
         self._closed = True
         self._send_off()
         if self._writer is not None:
             self._queue.put(None)
             self._writer.join()
-        self._reader.close()
-        if self._owned is not None:
-            self._owned.give_back()
-            self._owned = None
+
+    def _holds_anything(self) -> bool:
+        """Whether a call was made, of whatever outcome. Where that cannot be told, it was."""
+        asked = " OR ".join(f"EXISTS (SELECT 1 FROM {table})" for table in ("calls", "faults", "records"))
+        try:
+            return bool(self._reader.execute(f"SELECT {asked}").fetchone()[0])
+        except sqlite3.Error:
+            return True
 
     # Reading
 
@@ -214,12 +230,10 @@ class Ledger:
     def body(self, call: int) -> bytes:
         """A response as it was received."""
         with _damage(self.directory, StopRun):
-            *values, crc = self._reader.execute(
-                "SELECT ordinal, role, model, kept_at, kind, keys, prompt_tokens, cached_tokens, completion_tokens, body, crc"
-                " FROM calls WHERE id = ?",
-                (call,),
-            ).fetchone()
-            return _sound(f"call {call}", values, crc)
+            row = self._reader.execute("SELECT * FROM calls WHERE id = ?", (call,)).fetchone()
+            if row is None:
+                raise zlib.error(f"call {call} is missing")
+            return _sound(f"call {call}", row[1:-1], row[-1])
 
     def meta(self, name: str) -> str | None:
         """A named fact of the run."""
@@ -240,37 +254,36 @@ class Ledger:
         return int(count), int(calls)
 
     def unfinished(self, limit: int | None = None) -> Iterator[PromptRow]:
-        """The prompts without a record, in input order, of the first `limit`."""
-        last = -1
-        while rows := self._rows(
-            "SELECT ordinal, id, body, crc FROM prompts p WHERE ordinal > ? AND ordinal < ? AND NOT EXISTS"
-            " (SELECT 1 FROM records r INDEXED BY finished WHERE r.ordinal = p.ordinal) ORDER BY ordinal LIMIT ?",
-            (last, _most(limit), _BATCH),
-        ):
-            for ordinal, name, body, crc in rows:
-                yield PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
-            last = rows[-1][0]
+        """The prompts without a record, in input order, of the first `limit`. Raises StopRun where a row is damaged."""
+        end = min(self.prompts(), _most(limit))
+        for first in range(0, end, _SPAN):
+            finished = bytearray(min(_SPAN, end - first))
+            ask = "SELECT ordinal FROM records INDEXED BY finished WHERE ordinal >= ? AND ordinal < ?"
+            for (ordinal,) in self._rows(ask, (first, first + len(finished))):
+                finished[ordinal - first] = 1
+            at = finished.find(0)
+            while at >= 0:
+                yield self._prompt(first + at)
+                at = finished.find(0, at + 1)
 
     def records(self, limit: int | None = None) -> Iterator[tuple[int, str, bytes, bytes]]:
         """(ordinal, id, prompt's body, record's body) of finished records in input order, of the first `limit` prompts.
 
         Raises InputError where a row is damaged.
         """
-        last = -1
-        while found := self._records(last + 1, _most(limit)):
-            yield from found
-            last = found[-1][0]
+        return self._between(0, _most(limit))
 
     def finished_now(self, limit: int | None = None) -> Callable[[], Iterator[tuple[int, str, bytes, bytes]]]:
         """A reader of the records that are finished at this moment, as `records`, whatever is added meanwhile."""
+        ask = "SELECT ordinal FROM records INDEXED BY finished WHERE ordinal < ? ORDER BY ordinal"
         with _damage(self.directory):
-            rows = self._reader.execute("SELECT ordinal FROM records INDEXED BY finished WHERE ordinal < ?", (_most(limit),))
-            ordinals = array("q", (ordinal for (ordinal,) in rows))
+            ordinals = array("q", (ordinal for (ordinal,) in self._reader.execute(ask, (_most(limit),))))
 
         def read() -> Iterator[tuple[int, str, bytes, bytes]]:
             for at in range(0, len(ordinals), _BATCH):
-                wanted = set(ordinals[at : at + _BATCH])
-                yield from (row for row in self._records(min(wanted), max(wanted) + 1, None) if row[0] in wanted)
+                wanted = ordinals[at : at + _BATCH]
+                among = set(wanted)
+                yield from (row for row in self._between(wanted[0], wanted[-1] + 1) if row[0] in among)
 
         return read
 
@@ -323,7 +336,7 @@ class Ledger:
         and the body's length are the guess. Only then, and guarded: a body that cannot be read is stored all the same.
         """
         call = self._next_call()
-        packed = zlib.compress(body, _LEVEL)
+        packed = pack(body)
         job = _Call(call, ordinal, role, model, time.time(), b"".join(keys), body, packed, free, usage, asked_tokens)
         kept = await self._commit(job)
         if not kept:
@@ -337,7 +350,7 @@ class Ledger:
     async def fail(self, ordinal: int, keys: Sequence[bytes], kind: str, message: str, *, role: str, model: str) -> None:
         """Stores that the calls for `keys` ended without an answer."""
         message = message.encode("utf-8", "replace").decode()  # an endpoint may say anything
-        packed = zlib.compress(message.encode(), _LEVEL)
+        packed = pack(message.encode())
         row = (ordinal, role, model, time.time(), kind, b"".join(keys), None, None, None, packed)
         call = self._next_call()
         await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
@@ -345,13 +358,13 @@ class Ledger:
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
         """Stores what came of an attempt that gave no answer."""
-        row = (ordinal, role, model, time.time(), kind, status, zlib.compress(body, _LEVEL))
+        row = (ordinal, role, model, time.time(), kind, status, pack(body))
         await self._commit(lambda db: db.execute(_ADD_FAULT, (*row, crc_of(*row))) and None)
 
     async def save_record(self, ordinal: int, body: bytes) -> None:
         """Stores a finished record; the prompt's shelf is put away."""
         shelf = self._shelves.pop(ordinal, None)
-        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, zlib.compress(body, _LEVEL)))
+        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, pack(body)))
 
     async def forget_failures(self, kind: str) -> None:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
@@ -400,32 +413,53 @@ class Ledger:
     def _shelf(self, ordinal: int) -> _Shelf:
         shelf = self._shelves.get(ordinal)
         if shelf is None:
-            shelf = self._shelves[ordinal] = _Shelf()
+            shelf = _Shelf()
             if ordinal <= self._last_called:
                 self._fill(shelf, ordinal)
+            self._shelves[ordinal] = shelf  # only now: a shelf that could not be read is not an empty one
         return shelf
 
     def _fill(self, shelf: _Shelf, ordinal: int) -> None:
         with _damage(self.directory, StopRun):
             rows = self._reader.execute("SELECT * FROM calls WHERE ordinal = ? ORDER BY id", (ordinal,)).fetchall()
-        for call, *values, crc in rows:
-            kind, keys, body = values[4], values[5], values[9]
-            bound = [keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES)]
-            if kind is None:
-                if crc_of(*values) != crc:
-                    raise StopRun("damaged", _damaged(self.directory, f"call {call}"))
-                shelf.answers.update((key, Stored(call, choice)) for choice, key in enumerate(bound))
-            else:
-                with _damage(self.directory, StopRun):
-                    message = _sound(f"call {call}", values, crc, body).decode()
-                shelf.answers.update(dict.fromkeys(bound, Failure(kind, message)))
+            for call, *values, crc in rows:
+                _check(f"call {call}", values, crc)
+                kind, keys, body = values[4], values[5], values[9]
+                bound = [keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES)]
+                if kind is None:
+                    shelf.answers.update((key, Stored(call, choice)) for choice, key in enumerate(bound))
+                else:
+                    shelf.answers.update(dict.fromkeys(bound, Failure(kind, zlib.decompress(body).decode())))
 
-    def _records(self, first: int, end: int, most: int | None = _BATCH) -> list[tuple[int, str, bytes, bytes]]:
-        sql = (
-            "SELECT r.ordinal, p.id, p.body, p.crc, r.calls, r.body, r.crc FROM records r NOT INDEXED"
-            " JOIN prompts p ON p.ordinal = r.ordinal WHERE r.ordinal >= ? AND r.ordinal < ? ORDER BY r.ordinal LIMIT ?"
-        )
-        with _damage(self.directory):
+    def _prompt(self, ordinal: int) -> PromptRow:
+        with _damage(self.directory, StopRun):
+            row = self._reader.execute("SELECT id, body, crc FROM prompts WHERE ordinal = ?", (ordinal,)).fetchone()
+            if row is None:
+                raise zlib.error(f"prompt {ordinal + 1} is missing")
+            name, body, crc = row
+            return PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
+
+    def _between(self, first: int, end: int) -> Iterator[tuple[int, str, bytes, bytes]]:
+        """The records from `first` on, before `end`, a batch at a time."""
+        while found := self._records(first, end):
+            yield from found
+            first = found[-1][0] + 1
+
+    def _records(self, first: int, end: int) -> list[tuple[int, str, bytes, bytes]]:
+        """The next batch of them, all or nothing: neither table nor index may have lost one."""
+        with _damage(self.directory), self._moment():
+            rows = self._reader.execute(
+                "SELECT r.ordinal, r.calls, p.id, p.body, p.crc, r.body, r.crc FROM records r NOT INDEXED"
+                " LEFT JOIN prompts p ON p.ordinal = r.ordinal"
+                " WHERE r.ordinal >= ? AND r.ordinal < ? ORDER BY r.ordinal LIMIT ?",
+                (first, end, _BATCH),
+            ).fetchall()
+            indexed = self._reader.execute(
+                "SELECT ordinal, calls FROM records INDEXED BY finished WHERE ordinal >= ? AND ordinal < ? ORDER BY ordinal",
+                (first, rows[-1][0] + 1 if len(rows) == _BATCH else end),
+            ).fetchall()
+            if indexed != [row[:2] for row in rows]:
+                raise zlib.error(f"the records from that of prompt {first + 1} on are not those that its index names")
             return [
                 (
                     ordinal,
@@ -433,10 +467,17 @@ class Ledger:
                     _sound(f"prompt {ordinal + 1}", (ordinal, name, prompt), prompt_crc),
                     _sound(f"the record of prompt {ordinal + 1}", (ordinal, calls, body), crc),
                 )
-                for ordinal, name, prompt, prompt_crc, calls, body, crc in self._reader.execute(
-                    sql, (first, end, -1 if most is None else most)
-                )
+                for ordinal, calls, name, prompt, prompt_crc, body, crc in rows
             ]
+
+    @contextmanager
+    def _moment(self) -> Iterator[None]:
+        """As `snapshot`, also inside one."""
+        self._reader.execute("SAVEPOINT moment")
+        try:
+            yield
+        finally:
+            self._reader.execute("RELEASE moment")
 
     def _number(self, sql: str, otherwise: int) -> int:
         with _damage(self.directory):
@@ -634,11 +675,18 @@ def _added(row: SpendRow, responses: Sequence[_Used]) -> SpendRow:
     )
 
 
+def pack(body: bytes) -> bytes:
+    """The body as a zlib stream. A small window and memory: for a body of kilobytes, setting them up is most of the work."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 13, 6)
+    return packer.compress(body) + packer.flush()
+
+
 def crc_of(*values: Any) -> int:
     """The checksum of a row's columns."""
     crc = 0
     for value in values:
         crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
+        crc = zlib.crc32(b"|", crc)
     return crc
 
 
@@ -658,29 +706,26 @@ def _store_prompts(
     db: sqlite3.Connection, prompts: Iterable[PromptRow], changed: Callable[[PromptRow | None, PromptRow | None], object]
 ) -> None:
     on_file = db.execute("SELECT ordinal, id, body FROM prompts ORDER BY ordinal")
+    before = on_file.fetchone()
     new: list[tuple[Any, ...]] = []
     add = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)"
     for prompt in prompts:
-        before = on_file.fetchone() if not new else None
-        packed = zlib.compress(prompt.body, _LEVEL)
-        if before is not None:
-            if before[1] == prompt.id and before[2] == packed:
-                continue
-            was = PromptRow(before[0], before[1], zlib.decompress(before[2]))
-            if was == prompt:  # packed by another version of zlib
+        packed = pack(prompt.body)
+        if before is not None and before[0] == prompt.ordinal:
+            same = before[1] == prompt.id and before[2] == packed
+            was = PromptRow(before[0], before[1], prompt.body if same else zlib.decompress(before[2]))
+            before = on_file.fetchone()
+            if was == prompt:  # perhaps packed by another version of zlib
                 continue
             changed(was, prompt)
             db.execute("DELETE FROM records WHERE ordinal = ?", (prompt.ordinal,))
-            db.execute(add, _prompt_row(prompt, packed))
-            continue
         new.append(_prompt_row(prompt, packed))
-        if len(new) >= _BATCH:
+        if len(new) >= _BATCH:  # all stand before what is still to be read
             db.executemany(add, new)
-            del new[1:]  # one stays as the mark that the file has no more; it is written again, as it was
-    left = on_file.fetchone() if not new else None
+            new.clear()
     db.executemany(add, new)
-    if left is not None:
-        changed(PromptRow(left[0], left[1], b""), None)
+    if before is not None:
+        changed(PromptRow(before[0], before[1], b""), None)
 
 
 def _prompt_row(prompt: PromptRow, packed: bytes) -> tuple[Any, ...]:
@@ -691,11 +736,16 @@ def _most(limit: int | None) -> int:
     return 2**62 if limit is None else limit
 
 
-def _sound(what: str, values: Sequence[Any], crc: int, body: bytes | None = None) -> bytes:
-    """The unpacked body (the last of `values`) of a row whose checksum is right. Raises zlib.error with `what` if not."""
+def _check(what: str, values: Sequence[Any], crc: int) -> None:
+    """Raises zlib.error if the checksum of a row, named by `what`, is wrong."""
     if crc_of(*values) != crc:
         raise zlib.error(f"{what}: its checksum is wrong")
-    return zlib.decompress(values[-1] if body is None else body)
+
+
+def _sound(what: str, values: Sequence[Any], crc: int) -> bytes:
+    """The unpacked body, which is the last of `values`, of a row whose checksum is right. Raises zlib.error if it is not."""
+    _check(what, values, crc)
+    return zlib.decompress(values[-1])
 
 
 def _damaged(directory: Path, what: object) -> str:
