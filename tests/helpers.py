@@ -57,6 +57,10 @@ class Room:
         """The most calls that were in flight together."""
         return int(self._get("/log")["peak"])
 
+    def in_flight(self) -> int:
+        """How many calls are in flight now."""
+        return int(self._get("/log")["in_flight"])
+
     def count(self) -> int:
         """How many requests there were."""
         return int(self._get("/count"))
