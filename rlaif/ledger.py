@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -36,7 +37,7 @@ log = logging.getLogger("rlaif")
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x726C6166  # "rlaf"
 SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE prompts (ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE calls (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT NOT NULL, model TEXT NOT NULL,
                     kept_at REAL NOT NULL, kind TEXT, keys BLOB NOT NULL, prompt_tokens INTEGER, cached_tokens INTEGER,
@@ -48,13 +49,17 @@ CREATE TABLE faults (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT
 CREATE TABLE spend (model TEXT NOT NULL, role TEXT NOT NULL, free INTEGER NOT NULL, calls INTEGER NOT NULL,
                     uncounted INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
                     completion_tokens INTEGER NOT NULL, guessed_prompt_tokens INTEGER NOT NULL,
-                    guessed_completion_tokens INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
+                    guessed_completion_tokens INTEGER NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
 CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE INDEX finished ON records(ordinal, calls);
 """
 _GROUP, _BATCH, _SPAN = 512, 256, 2**16
+_GATHER_S = 0.004
 KEY_BYTES = 16
-_DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_OF_THE_DISK = (
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+)
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
 _MAYBE_BILLED = ("broken", "timeout", "bad_body", "too_big")
 _ADD_CALLS, _ADD_RECORDS, _ROWS = "INSERT INTO calls VALUES ", "INSERT OR REPLACE INTO records VALUES ", 128
@@ -122,12 +127,16 @@ class Ledger:
         self._shelves: dict[int, _Shelf] = {}
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._batch: _Batch | None = None
+        self._db: sqlite3.Connection | None = None  # of the writer's thread
         self._trouble: StopRun | None = None
-        self._broken: StopRun | None = None
         self._closed = self._new = self._made = False
-        self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
-        self._calls = self._number("SELECT max(id) FROM calls", 0)
-        self._spend = {(row.model, row.role): row for row in self._spend_rows()}
+        try:
+            self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
+            self._calls = self._number("SELECT max(id) FROM calls", 0)
+            self._spend = {(row.model, row.role): row for row in self._spend_rows()}
+        except BaseException:
+            self._reader.close()
+            raise
         self._writer: threading.Thread | None = None
         if owned is not None:
             self._writer = threading.Thread(target=self._write, name="rlaif-ledger", daemon=True)
@@ -238,8 +247,7 @@ class Ledger:
     def meta(self, name: str) -> str | None:
         """A named fact of the run."""
         with _damage(self.directory):
-            row = self._reader.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return None if row is None else str(row[0])
+            return _fact(self._reader, name)
 
     def prompts(self) -> int:
         """How many prompts this directory has seen."""
@@ -341,6 +349,7 @@ class Ledger:
         kept = await self._commit(job)
         if not kept:
             return 0
+        self._last_called = max(self._last_called, ordinal)
         shelf = self._shelf(ordinal)
         for choice, key in enumerate(keys):
             shelf.answers[key] = Stored(call, choice)
@@ -354,6 +363,7 @@ class Ledger:
         row = (ordinal, role, model, time.time(), kind, b"".join(keys), None, None, None, packed)
         call = self._next_call()
         await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
+        self._last_called = max(self._last_called, ordinal)
         self._shelf(ordinal).answers.update(dict.fromkeys(keys, Failure(kind, message)))
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
@@ -369,6 +379,7 @@ class Ledger:
     async def forget_failures(self, kind: str) -> None:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
         await self._commit(lambda db: _forget_failures(db, kind))
+        self._shelves.clear()
 
     async def note(self, facts: dict[str, str]) -> None:
         """Stores named facts of the run."""
@@ -396,13 +407,14 @@ class Ledger:
             _note(db, facts | {"died_with": died_with})
             if prompts is not None:
                 _store_prompts(db, prompts(), changed)
-            if db.execute("SELECT value FROM meta WHERE name = 'plan'").fetchone() != (plan,):
+            if _fact(db, "plan") != plan:
                 db.execute("DELETE FROM records")
                 _note(db, {"plan": plan})
             if forget_failures:
                 _forget_failures(db, None)
 
         await self._commit(work)
+        self._shelves.clear()
         if self._owned is not None:
             self._owned.lost_is_noted()
 
@@ -490,17 +502,18 @@ class Ledger:
 
     def _spend_rows(self) -> Iterator[SpendRow]:
         with _damage(self.directory):
-            for row in self._reader.execute("SELECT * FROM spend ORDER BY model, role").fetchall():
+            for *row, crc in self._reader.execute("SELECT * FROM spend ORDER BY model, role").fetchall():
+                _check(f"what {row[0]!r} has used as {row[1]}", row, crc)
                 yield SpendRow(row[0], row[1], bool(row[2]), *row[3:])
 
     async def _commit(self, job: Job) -> Any:
         """What the job says, once it is committed. Jobs of one turn of the event loop travel together."""
-        if self._broken or self._closed:
-            raise self._broken or StopRun("disk", f"the ledger in {str(self.directory)!r} is closed")
+        if self._closed:
+            raise StopRun("disk", f"the ledger in {str(self.directory)!r} is closed")
         batch = self._batch
         if batch is None:
             batch = self._batch = _Batch(asyncio.get_running_loop(), [], [])
-            batch.loop.call_soon(self._send_off)
+            batch.loop.call_later(_GATHER_S, self._send_off)
         done = batch.loop.create_future()
         batch.jobs.append(job)
         batch.done.append(done)
@@ -514,7 +527,6 @@ class Ledger:
     # The writer's thread
 
     def _write(self) -> None:
-        db: sqlite3.Connection | None = None
         open_for_work = True
         while open_for_work:
             batches: list[_Batch] = []
@@ -528,52 +540,74 @@ class Ledger:
                 jobs += len(batch.jobs)
             if not batches:
                 break
-            try:
-                db = db or _connect(self.directory / "run.sqlite", write=True)
-                results: list[Any] | Exception = self._save(db, [job for batch in batches for job in batch.jobs])
-            except Exception as error:  # whatever it is, those who wait must hear of it
-                results = error
-                if not isinstance(error, (InputError, StopRun)):
-                    results = StopRun("disk", f"cannot write to {str(self.directory / 'run.sqlite')!r}: {error}")
-                    self._broken = results
-                    self.on_trouble(results)
-            _settle(batches, results)
-        if db is not None:
-            db.close()
+            _settle(batches, self._outcomes([job for batch in batches for job in batch.jobs]))
+        if self._db is not None:
+            self._db.close()
 
-    def _save(self, db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Any]:
+    def _outcomes(self, jobs: Sequence[Job]) -> list[Any]:
+        """What each job says or raises. A group that cannot be committed is so one by one: one that raises harms no other."""
+        try:
+            return self._save(jobs, _TRIES_TO_SAVE)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            return [self._told(error)] if len(jobs) == 1 else [self._alone(job) for job in jobs]
+
+    def _alone(self, job: Job) -> Any:
+        try:
+            return self._save([job], 1)[0]
+        except Exception as error:
+            return self._told(error)
+
+    def _save(self, jobs: Sequence[Job], tries: int) -> list[Any]:
         """Commits a group. A disk that is full or fails stops the sending; then it is tried again, the reserve given up."""
-        for attempt in range(_TRIES_TO_SAVE):
+        for left in reversed(range(tries)):
             spend = dict(self._spend)
             try:
+                db = self._db = self._db or _connect(self.directory / "run.sqlite", write=True)
                 db.execute("BEGIN IMMEDIATE")
                 results = _do(db, jobs, spend)
                 for name, row in spend.items():
                     if self._spend.get(name) != row:
-                        db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 9}?)", astuple(row))
+                        values = (*name, int(row.free), *astuple(row)[3:])
+                        db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 10}?)", (*values, crc_of(*values)))
                 db.execute("COMMIT")
             except Exception as error:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-                if not isinstance(error, sqlite3.Error) or code not in _DISK_FULL or attempt == _TRIES_TO_SAVE - 1:
+                if self._db is not None and self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if _code(error) not in _OF_THE_DISK:
                     raise
-                self._stop_for(error)
+                again = self._trouble is not None
+                self._stop_sending(self._told(error))
+                if not left:
+                    raise
+                if again:
+                    time.sleep(_TRY_AGAIN_S)
             else:
                 self._spend = spend
                 return results
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("the last try returns or raises")
 
-    def _stop_for(self, error: Exception) -> None:
-        """Stops the sending, once, and makes room for what is in flight."""
-        if self._trouble is None:
+    def _told(self, error: Exception) -> Exception:
+        """What the one who waits hears: that the file cannot be written or is damaged, or else what the job itself raised."""
+        if _code(error) in _OF_THE_DISK:
             where = str(self.directory / "run.sqlite")
-            self._trouble = StopRun("disk", f"cannot write to {where!r}: {error}. Make room, then the same command goes on")
-            self.on_trouble(self._trouble)
-            if self._owned is not None:
-                self._owned.give_up_reserve()
-        else:
-            time.sleep(_TRY_AGAIN_S)
+            return StopRun("disk", f"cannot write to {where!r}: {error}. Make room or repair it, then the same command goes on")
+        if isinstance(error, zlib.error) or type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError):
+            said = StopRun("damaged", _damaged(self.directory, error))
+            self._stop_sending(said)
+            return said
+        return error
+
+    def _stop_sending(self, reason: Exception) -> None:
+        """Says, once, that nothing more can be stored, and makes room for what is in flight."""
+        if self._trouble is not None or not isinstance(reason, StopRun):
+            return
+        self._trouble = reason
+        try:
+            self.on_trouble(reason)
+        except Exception:
+            log.exception("the sending could not be stopped")
+        if self._owned is not None:
+            self._owned.give_up_reserve()
 
 
 @dataclass(slots=True)
@@ -682,16 +716,25 @@ def pack(body: bytes) -> bytes:
 
 
 def crc_of(*values: Any) -> int:
-    """The checksum of a row's columns."""
-    crc = 0
+    """The checksum of a row's columns: of their repr, bytes by their length, and then of the bytes."""
+    texts = repr([len(value) if type(value) is bytes else value for value in values])
+    crc = zlib.crc32(texts.encode("utf-8", "surrogatepass"))
     for value in values:
-        crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
-        crc = zlib.crc32(b"|", crc)
+        if type(value) is bytes:
+            crc = zlib.crc32(value, crc)
     return crc
 
 
 def _note(db: sqlite3.Connection, facts: dict[str, str]) -> None:
-    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", [(*fact, crc_of(*fact)) for fact in facts.items()])
+
+
+def _fact(db: sqlite3.Connection, name: str) -> str | None:
+    found = None
+    for key, value, crc in db.execute("SELECT name, value, crc FROM meta NOT INDEXED"):  # few: the index need not be believed
+        _check(f"the fact {key!r}", (key, value), crc)
+        found = str(value) if key == name else found
+    return found
 
 
 def _forget_failures(db: sqlite3.Connection, kind: str | None) -> None:
@@ -705,21 +748,22 @@ def _forget_failures(db: sqlite3.Connection, kind: str | None) -> None:
 def _store_prompts(
     db: sqlite3.Connection, prompts: Iterable[PromptRow], changed: Callable[[PromptRow | None, PromptRow | None], object]
 ) -> None:
-    on_file = db.execute("SELECT ordinal, id, body FROM prompts ORDER BY ordinal")
+    on_file = db.execute("SELECT ordinal, id, body, crc FROM prompts ORDER BY ordinal")
     before = on_file.fetchone()
-    new: list[tuple[Any, ...]] = []
-    add = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)"
+    add, new = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)", list[tuple[Any, ...]]()
     for prompt in prompts:
-        packed = pack(prompt.body)
-        if before is not None and before[0] == prompt.ordinal:
-            same = before[1] == prompt.id and before[2] == packed
-            was = PromptRow(before[0], before[1], prompt.body if same else zlib.decompress(before[2]))
-            before = on_file.fetchone()
-            if was == prompt:  # perhaps packed by another version of zlib
+        row = _prompt_row(prompt)
+        if before is not None and before[0] == prompt.ordinal:  # else it is new, or was lost with a damaged ledger
+            ordinal, name, body, crc = before
+            same, before = before == row, on_file.fetchone()
+            if same:
+                continue
+            was = PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
+            if was == prompt:  # packed by another version of zlib
                 continue
             changed(was, prompt)
-            db.execute("DELETE FROM records WHERE ordinal = ?", (prompt.ordinal,))
-        new.append(_prompt_row(prompt, packed))
+            db.execute("DELETE FROM records WHERE ordinal = ?", (ordinal,))
+        new.append(row)
         if len(new) >= _BATCH:  # all stand before what is still to be read
             db.executemany(add, new)
             new.clear()
@@ -728,8 +772,9 @@ def _store_prompts(
         changed(PromptRow(before[0], before[1], b""), None)
 
 
-def _prompt_row(prompt: PromptRow, packed: bytes) -> tuple[Any, ...]:
-    return prompt.ordinal, prompt.id, packed, crc_of(prompt.ordinal, prompt.id, packed)
+def _prompt_row(prompt: PromptRow) -> tuple[Any, ...]:
+    row = (prompt.ordinal, prompt.id, pack(prompt.body))
+    return (*row, crc_of(*row))
 
 
 def _most(limit: int | None) -> int:
@@ -748,48 +793,68 @@ def _sound(what: str, values: Sequence[Any], crc: int) -> bytes:
     return zlib.decompress(values[-1])
 
 
+def _code(error: Exception) -> int:
+    """SQLite's primary code of an error, 0 if it is none of SQLite's."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 def _damaged(directory: Path, what: object) -> str:
     return f"{str(directory / 'run.sqlite')!r} is damaged ({what}): `rlaif doctor {directory}` says what can be saved"
 
 
 @contextmanager
 def _damage(directory: Path, kind: type[InputError] | type[StopRun] = InputError) -> Iterator[None]:
-    """Turns what SQLite and zlib say of a damaged file into a message for the user."""
+    """Turns what SQLite and zlib say of a file that is damaged, or cannot be read, into a message for the user."""
     try:
         yield
     except (sqlite3.DatabaseError, zlib.error, OverflowError, UnicodeDecodeError) as error:
-        said = _damaged(directory, error)
-        raise (InputError(said) if kind is InputError else StopRun("damaged", said)) from None
+        said, word = _damaged(directory, error), "damaged"
+        if _code(error) in _OF_THE_DISK and _code(error) != sqlite3.SQLITE_IOERR:
+            said, word = f"cannot read {str(directory / 'run.sqlite')!r}: {error}", "disk"
+        raise (InputError(said) if kind is InputError else StopRun(word, said)) from None
 
 
-def _settle(batches: Sequence[_Batch], results: list[Any] | Exception) -> None:
+def _settle(batches: Sequence[_Batch], results: list[Any]) -> None:
     """Tells those who wait, in their loop's thread; results are cut into the batches'."""
     at = 0
     for batch in batches:
-        part = results if isinstance(results, Exception) else results[at : at + len(batch.jobs)]
+        part = results[at : at + len(batch.jobs)]
         at += len(batch.jobs)
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             batch.loop.call_soon_threadsafe(_settle_one, batch.done, part)
 
 
-def _settle_one(waiting: Sequence[asyncio.Future[Any]], results: list[Any] | Exception) -> None:
-    for place, done in enumerate(waiting):
+def _settle_one(waiting: Sequence[asyncio.Future[Any]], results: list[Any]) -> None:
+    for done, result in zip(waiting, results, strict=True):
         if done.done():  # cancelled
             continue
-        if isinstance(results, Exception):
-            done.set_exception(results)
+        if isinstance(result, Exception):
+            done.set_exception(result)
         else:
-            done.set_result(results[place])
+            done.set_result(result)
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    if write:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-    else:
-        db.execute("PRAGMA query_only=ON")
+    where = path.absolute().as_uri()
+    if not write and _cannot_change(path):
+        where += "?immutable=1"  # then SQLite needs no file beside it
+    db = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+    try:
+        db.execute("PRAGMA cell_size_check=ON")
+        if write:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+        else:
+            db.execute("PRAGMA query_only=ON")
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def _cannot_change(path: Path) -> bool:
+    """Whether the database is whole in its one file, nobody has it open, and it lies where this process may not write."""
+    return not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
 
 
 def _prepare(path: Path) -> None:
