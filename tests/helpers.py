@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import pytest
 from server import QUALITY
 
 from rlaif import records
@@ -111,6 +113,28 @@ def start(*arguments: object, **more: Any) -> subprocess.Popen[str]:
         env=environment(),
         **more,
     )
+
+
+def python(code: str, *arguments: object) -> list[str]:
+    """The command that runs this code in a process of its own."""
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def in_namespace(setup: str, *commands: Sequence[str]) -> str:
+    """What the commands print where `setup`, a shell command, has mounted file systems that nobody else sees.
+
+    Skips the test where the kernel lets this user mount nothing.
+    """
+    script = f"{{ {setup}; }} || exit 99\n" + "\n".join(map(shlex.join, commands))
+    command = ["unshare", "-rm", "sh", "-ec", script]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment())
+    except FileNotFoundError:
+        pytest.skip("there is no unshare(1) to mount a file system of a known size")
+    if done.returncode == 99 or done.stderr.startswith("unshare:"):
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
+    return done.stdout
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> Path:
