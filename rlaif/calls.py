@@ -76,7 +76,8 @@ class Client:
             try:
                 return await asyncio.shield(flying)
             except asyncio.CancelledError:
-                if not flying.cancelled():  # it is this one that is cancelled, not the one who asked first
+                task = asyncio.current_task()
+                if not flying.cancelled() or (task is not None and task.cancelling()):  # not only the one who asked first
                     raise
         stored = self._stored(request.ordinal, [key])[0].get(0)
         if stored is None:
@@ -192,6 +193,7 @@ class Client:
         try:
             reply = await self._model.send(request, purchase)
         except Unsupported:
+            purchase.unsent()
             raise
         except CallFailed as error:
             await self.ledger.fail(request.ordinal, keys, error.kind, str(error), role=self.role, model=self.billed)
@@ -241,6 +243,10 @@ class _Purchase:
         client = self._client
         client.tally.faults += 1
         await client.ledger.fault(self._request.ordinal, kind, status, body, role=client.role, model=client.billed)
+        self._end()
+
+    def unsent(self) -> None:
+        """The attempt that was begun was not sent."""
         self._end()
 
     def leave(self) -> None:

@@ -77,6 +77,7 @@ class RunConfig(BaseModel):
     budget_usd: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     budget_tokens: int | None = Field(default=None, ge=1)
     prices: str | None = None
+    strict_model: bool = False
     transport: Literal["aiohttp", "openai"] = "aiohttp"
     retry_failed: bool = False
 

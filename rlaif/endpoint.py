@@ -4,9 +4,11 @@ The only retry loop of the program. Calls wait in line; `Pace` says when the nex
 its response is committed, and gives it up while it waits to try again. Every outcome is one of: the answer, try again,
 `CallFailed` (this call only) or `StopRun` (every call to this endpoint, from then on).
 
-Ten failures in a row (5xx, no connection) open the circuit: one call at a time goes out as a probe, every few seconds,
-until one is answered; such attempts use up no call's tries. A 401 or 403 is believed when it comes a second time, for one
-call sent alone. An endpoint that answers nothing, or asks to wait, for longer than `max_wait_s` stops the run.
+Ten failures in a row (5xx, broken connections), or one refused connection where there were answers before, open the circuit:
+one call at a time goes out as a probe, every few seconds, until one is answered. Neither such attempts nor refused rates use
+up a call's tries; but a call whose probes are answered with 500, which may be its own fault, has only a few.
+A 401 or 403 is believed when it comes a second time, for one call sent alone. An endpoint that answers nothing, accepts
+nothing, or asks to wait, for longer than `max_wait_s` stops the run.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rlaif.errors import CallFailed, StopRun
 from rlaif.pace import Flight, Pace
-from rlaif.responses import ErrorInside, Rejected, Response, TransportError, error_fields, retry_after_s
+from rlaif.responses import ErrorInside, Rejected, Response, TransportError, error_fields, one_line, retry_after_s
 from rlaif.types import Purchase
 
 if TYPE_CHECKING:
@@ -39,27 +41,24 @@ _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not
 _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
 _ATTEMPTS_TO_FIND = 5
 _FAILURES_TO_OPEN, _CALLS_TO_OPEN = 10, 5
+_PROBES_OF_ONE_CALL = 4
+_LONGEST_SHOWN_S = 1e9
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
-    """One call's tries. `alone` is set while it is sent as a probe."""
+    """One call's tries. `alone` is set while it is sent as a probe; `probes` are those that were answered with 500.
+
+    What was `begun` is finished first. Not where a key was refused: another call shows better whether it is good.
+    """
 
     kind: str
     tokens: int
     attempts: int = 0
-    began: int = 0
-    seen: int = 0
+    probes: int = 0
+    begun: bool = False
     alone: bool = False
     refused_key: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What an endpoint waits for, and until when (monotonic seconds)."""
-
-    why: str
-    until: float
 
 
 class Endpoint:
@@ -84,9 +83,10 @@ class Endpoint:
         self._wake: asyncio.Event | None = None
         self._accepted = 0
         self._retries = self._rate_limited = 0
-        self._held: Held | None = None
+        self._why_held = ""
+        self._limited_since: float | None = None
         self._failed_in_a_row = 0
-        self._failing: set[int] = set()
+        self._failing: set[_Call] = set()
         self._down_since: float | None = None
         self._probes = 0
         self._probing = False
@@ -104,34 +104,31 @@ class Endpoint:
         """Sends until there is a kept body that `read` takes, and returns what it read.
 
         `kind` names calls of like length, `tokens` is the most that this one may use. `read` raises CallFailed on a body that
-        is no answer. Raises CallFailed or StopRun as the module says. A rate limit uses up a try only if nothing was accepted
-        since this call's last one: while the endpoint works, waiting is all it takes.
+        is no answer. Raises CallFailed or StopRun as the module says.
         """
-        call = _Call(kind, tokens, began=self._accepted, seen=self._accepted)
+        call = _Call(kind, tokens)
         while True:
             flight = await self._admitted(call)
             try:
                 return await self._once(call, flight, send, purchase, read)
             except _Retry as retry:
-                failed = retry.failed
+                failed, counted = retry.failed, retry.counted
             except StopRun as reason:
                 raise self.stop(reason) from None
             finally:
                 self._pump()
             self._retries += 1
-            if not self._counts(call, failed):
-                continue
+            call.begun = failed.kind != "auth"
+            if not counted:
+                continue  # the pace waits for all
             call.attempts += 1
-            call.seen = self._accepted
             lost = failed.kind == "unreachable" and self._accepted == 0  # a wrong address, most likely
             if call.attempts >= (_ATTEMPTS_TO_FIND if lost else self._attempts):
                 break
-            if failed.kind != "rate_limit":  # then the pace waits for all
-                wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (call.attempts - 1))
-                await self._sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (call.attempts - 1))
+            await self._sleep(wait * random.uniform(0.5, 1.0))
         said = f"{failed} ({call.attempts} attempts)"
-        nothing = self._accepted == call.began and failed.kind in ("rate_limit", "server_error")
-        if failed.kind == "unreachable" or (nothing and (failed.kind == "rate_limit" or self._accepted == 0)):
+        if failed.kind == "unreachable" or (failed.kind == "server_error" and self._accepted == 0):
             raise self.stop(StopRun(failed.kind, said))
         raise CallFailed(failed.kind, said)
 
@@ -150,9 +147,10 @@ class Endpoint:
         """What it does now, for a person: calls in flight, limits, what it waits for and until when (Unix time)."""
         now = time.monotonic()
         pace = self._pace.state(now)
+        until = self._pace.held_until
         held: live.Held | None = None
-        if self._held is not None and self._held.until > now and self._stopped is None:
-            held = {"why": self._held.why, "until": time.time() + self._held.until - now}
+        if until > now and self._stopped is None:
+            held = {"why": self._why_held, "until": time.time() + until - now}
         return {
             "name": self.name,
             "in_flight": self._pace.in_flight,
@@ -174,17 +172,21 @@ class Endpoint:
         if not self._line and (flight := self._try_to_admit(call)) is not None:
             return flight
         waiting: asyncio.Future[Flight] = asyncio.get_running_loop().create_future()
-        if call.attempts and self._down_since is None:
-            self._line.appendleft((call, waiting))  # what was begun is finished first; in an outage everyone probes in turn
+        if call.begun and self._down_since is None:  # in an outage everyone probes in turn
+            self._line.appendleft((call, waiting))
         else:
             self._line.append((call, waiting))
         self._pump()
         try:
-            return await waiting
+            flight = await waiting
         except asyncio.CancelledError:
             if waiting.done() and not waiting.cancelled() and waiting.exception() is None:
                 self._land(call, waiting.result())
             raise
+        if self._stopped:  # between the place was given and now
+            self._land(call, flight)
+            raise self._stopped
+        return flight
 
     def _try_to_admit(self, call: _Call) -> Flight | None:
         alone = self._down_since is not None or self._doubted is not None
@@ -225,7 +227,7 @@ class Endpoint:
         """A call that was let out ends without having been tried."""
         self._pace.failed(flight, time.monotonic())
         if call.alone:
-            self._probing = False
+            call.alone = self._probing = False
         self._pump()
 
     async def _sleep(self, seconds: float) -> None:
@@ -247,26 +249,27 @@ class Endpoint:
         purchase: Purchase,
         read: Callable[[bytes], T],
     ) -> T:
+        """The answer of one attempt. What a failure means is acted on at once, before it is stored."""
         landed = False
         try:
             purchase.begin()
             try:
                 response = await send()
             except TransportError as error:
-                landed = True
-                self._pace.failed(flight, time.monotonic())
-                kind = error.kind
-                await purchase.fault(kind, None, error.partial or str(error).encode())
-                raise self._fail(call, CallFailed(kind, f"{self.name}: {error}")) from None
+                outcome = self._fail(call, CallFailed(error.kind, f"{self.name}: {one_line(str(error))}"))
+                await purchase.fault(error.kind, None, error.partial or str(error).encode("utf-8", "replace"))
+                raise outcome from None
             if response.status != 200:
-                landed = True
-                raise await self._refused(call, flight, response.status, response, purchase)
+                landed = response.status == 429
+                outcome = self._refused(call, flight, response.status, response)
+                await purchase.fault(f"http_{response.status}", response.status, response.body)
+                raise outcome
             await purchase.keep(response.body)
             try:
                 answer = read(response.body)
             except ErrorInside as error:
-                landed = True
-                raise await self._refused(call, flight, error.status, response, None) from None
+                landed = error.status == 429
+                raise self._refused(call, flight, error.status, response) from None
             except CallFailed as error:
                 raise self._fail(call, error) from None
             landed = True
@@ -281,16 +284,18 @@ class Endpoint:
 
     def _accept(self) -> None:
         self._accepted += 1
-        if self._failed_in_a_row:
-            self._failed_in_a_row = 0
-            self._failing.clear()
-        if self._down_since is not None or self._doubted is not None:
-            self._down_since, self._doubted, self._probes, self._held = None, None, 0, None
+        self._limited_since = self._doubted = None
+        self._alive()
 
-    async def _refused(
-        self, call: _Call, flight: Flight, status: int, response: Response, purchase: Purchase | None
-    ) -> Exception:
-        """What a refusal means: a _Retry, a CallFailed or a StopRun, to be raised. A hold begins before anything is stored."""
+    def _alive(self) -> None:
+        """It answers, whatever it says: closes the circuit."""
+        if self._failed_in_a_row:
+            self._failed_in_a_row = self._probes = 0
+            self._failing.clear()
+            self._down_since = None
+
+    def _refused(self, call: _Call, flight: Flight, status: int, response: Response) -> Exception:
+        """What a refusal means: a _Retry, a CallFailed or a StopRun, to be raised. A hold or a stop begins here."""
         now = time.monotonic()
         code, param, said = error_fields(response.body, _QUOTA_CODES | _TOO_LONG_CODES)
         what = f"{self.name} answered {status}: {said}"
@@ -298,74 +303,84 @@ class Endpoint:
         if status == 429:
             self._rate_limited += 1
             self._pace.refused(flight, now, wait)
-        else:
-            self._pace.failed(flight, now)
-            if wait is not None:
-                self._pace.hold(now, wait)
+        elif wait is not None:
+            self._pace.hold(now, wait)
         if self._pace.held_until > now:
-            self._held = Held(f"{status}: {said}", self._pace.held_until)
-        if purchase is not None:
-            await purchase.fault(f"http_{status}", status, response.body)
+            self._why_held = f"{status}: {said}"
         if status == 402 or code in _QUOTA_CODES:
             return self.stop(StopRun("quota", what))
         if status in (401, 403):
             return self._doubt(call, what)
         if status in (404, 405):
             return self.stop(StopRun("model", what))
+        if wait is not None and wait > self._max_wait_s:
+            longest = f"more than {self._max_wait_s:.0f} (--max-wait)"
+            return self.stop(StopRun("rate_limit", f"{what}; it asks to wait {min(wait, _LONGEST_SHOWN_S):.0f} s, {longest}"))
+        if status == 429:
+            return self._limited(what, now)
         if status in _RETRIED or status >= 500:
-            if wait is not None and wait > self._max_wait_s:
-                longest = f"more than {self._max_wait_s:.0f} (--max-wait)"
-                return self.stop(StopRun("rate_limit", f"{what}; it asks to wait {wait:.0f} s, {longest}"))
-            if status == 429:
-                return _Retry(CallFailed("rate_limit", what))
-            return self._fail(call, CallFailed("server_error", what))
+            return self._fail(call, CallFailed("server_error", what), own=status == 500)
+        self._alive()
         if code in _TOO_LONG_CODES or "context length" in said or "context size" in said:
             return CallFailed("too_long", what)
         return Rejected(what, said, param)
 
     def _doubt(self, call: _Call, what: str) -> Exception:
-        """A refused key: asked once more, alone; then it is believed."""
-        if call.refused_key or (call.alone and self._doubted is not None):
+        """A refused key: asked once more, alone; then it is believed. One that others are accepted with uses up tries."""
+        if call.alone and self._doubted is not None:
             return self.stop(StopRun("auth", what))
-        self._doubted, call.refused_key = what, True
-        return _Retry(CallFailed("auth", what))
+        again, call.refused_key = call.refused_key, True
+        self._doubted = what
+        return _Retry(CallFailed("auth", what), counted=again)
 
-    def _fail(self, call: _Call, failed: CallFailed) -> _Retry | StopRun:
-        """Counts a failure of the endpoint; too many in a row open the circuit, and too long a time stops the run."""
-        if failed.kind not in ("server_error", "unreachable", "broken", "timeout"):
-            return _Retry(failed)
-        now = time.monotonic()
-        self._failed_in_a_row += 1
-        self._failing.add(id(call))
-        enough = min(_CALLS_TO_OPEN, max(2, self.concurrency))
+    def _limited(self, what: str, now: float) -> Exception:
+        """Too many requests: the pace has taken note. Nothing accepted for too long, with nothing in flight, stops the run."""
+        if self._limited_since is None:
+            self._limited_since = now
+        if now - self._limited_since > self._max_wait_s and not self._pace.in_flight:
+            longest = f"for {self._max_wait_s:.0f} s (--max-wait)"
+            return self.stop(StopRun("rate_limit", f"{what}; it has accepted nothing {longest}"))
+        return _Retry(CallFailed("rate_limit", what), counted=False)
+
+    def _fail(self, call: _Call, failed: CallFailed, *, own: bool = False) -> Exception:
+        """A failure of the endpoint, or of this call's `own`: what comes of it for the call and for the circuit."""
+        if failed.kind == "too_big":
+            self._alive()
+            return failed
+        now, down = time.monotonic(), self._down_since is not None
+        if not down and not self._opens(call, failed.kind):
+            return _Retry(failed, counted=True)
+        if down and not call.alone:  # sent before the circuit opened
+            return _Retry(failed, counted=False)
         if self._down_since is None:
-            if self._failed_in_a_row < _FAILURES_TO_OPEN or len(self._failing) < enough:
-                return _Retry(failed)
-            if failed.kind == "unreachable" and self._accepted == 0:
-                return _Retry(failed)  # never reached: its calls' own tries end soon
             self._down_since = now
-        elif not call.alone:  # sent before the circuit opened
-            return _Retry(failed)
+        call.probes += down and own
+        if call.probes >= _PROBES_OF_ONE_CALL:
+            return CallFailed(failed.kind, f"{failed} (alone, {call.probes} times)")
         if now - self._down_since > self._max_wait_s:
             longest = f"for {self._max_wait_s:.0f} s (--max-wait)"
             return self.stop(StopRun("unreachable", f"{failed}; it has answered nothing {longest}"))
         wait = min(_LONGEST_PROBE_S, _FIRST_PROBE_S * 2.0 ** min(self._probes, 10)) * random.uniform(0.8, 1.0)
         self._probes += 1
         self._pace.hold(now, wait)
-        self._held = Held(f"{failed}; it is tried again", now + wait)
-        return _Retry(failed)
+        self._why_held = f"{failed}; it is tried again"
+        return _Retry(failed, counted=False)
 
-    def _counts(self, call: _Call, failed: CallFailed) -> bool:
-        """Whether a try is used up."""
-        if failed.kind == "auth":
+    def _opens(self, call: _Call, kind: str) -> bool:
+        """Counts a failure. True if it opens the circuit: where it is no single call's fault."""
+        if kind not in ("server_error", "unreachable", "broken", "timeout"):
             return False
-        if failed.kind == "rate_limit":
-            counted = self._accepted == call.seen
-            call.seen = self._accepted
-            return counted
-        return self._down_since is None
+        self._failed_in_a_row += 1
+        self._failing.add(call)
+        if kind == "unreachable":
+            return self._accepted > 0  # never reached: its calls' own tries end soon
+        enough = min(_CALLS_TO_OPEN, max(2, self.concurrency))
+        return self._failed_in_a_row >= _FAILURES_TO_OPEN and len(self._failing) >= enough
 
 
 class _Retry(Exception):
-    def __init__(self, failed: CallFailed) -> None:
-        self.failed = failed
+    """The call is sent again; `counted`: that uses up a try."""
+
+    def __init__(self, failed: CallFailed, *, counted: bool) -> None:
+        super().__init__(str(failed))
+        self.failed, self.counted = failed, counted

@@ -23,6 +23,7 @@ from rlaif import engine, forecast, records, results
 from rlaif.aio import iterate
 from rlaif.calls import Client, Tally, billed_as
 from rlaif.config import RunConfig
+from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
 from rlaif.judges import JudgePlan, resolve
@@ -236,6 +237,7 @@ class Run:
             rpm=config.rpm,
             tpm=config.tpm,
             max_wait_s=config.max_wait_s,
+            strict_model=config.strict_model,
         )
         for name in [*config.policy, *(plan.model for plan in plans if plan.model)]:
             models.open(name)
@@ -257,6 +259,7 @@ class Run:
         models, plans = self._open()
         prices = Prices(config.prices)
         loop = asyncio.get_running_loop()
+        check_log(self.directory)
         ledger = Ledger.open(self.directory)
         parts: _Parts | None = None
 
@@ -388,6 +391,7 @@ class Run:
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
             "faults": ledger.faults(),
             "maybe_lost": self._maybe_lost,
+            "odd": self._models.oddities() if self._models is not None else {},
             "judges": [judge.name for judge in parts.judges],
             "wall_s": round(time.monotonic() - self.progress.started, 3),
             "state": "done" if stopped is None else "stopped",

@@ -54,14 +54,14 @@ CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body 
 CREATE INDEX finished ON records(ordinal, calls);
 """
 _GROUP, _BATCH, _SPAN = 512, 256, 2**16
-_LEVEL = 1
+_GATHER_S = 0.004
 KEY_BYTES = 16
 _OF_THE_DISK = (
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
 )
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
-_MAYBE_BILLED = ("broken", "timeout", "bad_body")
+_MAYBE_BILLED = ("broken", "timeout", "bad_body", "too_big")
 _ADD_CALLS, _ADD_RECORDS, _ROWS = "INSERT INTO calls VALUES ", "INSERT OR REPLACE INTO records VALUES ", 128
 _ADD_CALL = f"INSERT INTO calls VALUES ({'?, ' * 11}?)"
 _ADD_FAULT = "INSERT INTO faults (ordinal, role, model, at, kind, status, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -344,7 +344,7 @@ class Ledger:
         and the body's length are the guess. Only then, and guarded: a body that cannot be read is stored all the same.
         """
         call = self._next_call()
-        packed = zlib.compress(body, _LEVEL)
+        packed = pack(body)
         job = _Call(call, ordinal, role, model, time.time(), b"".join(keys), body, packed, free, usage, asked_tokens)
         kept = await self._commit(job)
         if not kept:
@@ -359,7 +359,7 @@ class Ledger:
     async def fail(self, ordinal: int, keys: Sequence[bytes], kind: str, message: str, *, role: str, model: str) -> None:
         """Stores that the calls for `keys` ended without an answer."""
         message = message.encode("utf-8", "replace").decode()  # an endpoint may say anything
-        packed = zlib.compress(message.encode(), _LEVEL)
+        packed = pack(message.encode())
         row = (ordinal, role, model, time.time(), kind, b"".join(keys), None, None, None, packed)
         call = self._next_call()
         await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
@@ -368,13 +368,13 @@ class Ledger:
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
         """Stores what came of an attempt that gave no answer."""
-        row = (ordinal, role, model, time.time(), kind, status, zlib.compress(body, _LEVEL))
+        row = (ordinal, role, model, time.time(), kind, status, pack(body))
         await self._commit(lambda db: db.execute(_ADD_FAULT, (*row, crc_of(*row))) and None)
 
     async def save_record(self, ordinal: int, body: bytes) -> None:
         """Stores a finished record; the prompt's shelf is put away."""
         shelf = self._shelves.pop(ordinal, None)
-        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, zlib.compress(body, _LEVEL)))
+        await self._commit(_Finished(ordinal, len(shelf.used) if shelf else 0, pack(body)))
 
     async def forget_failures(self, kind: str) -> None:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
@@ -513,7 +513,7 @@ class Ledger:
         batch = self._batch
         if batch is None:
             batch = self._batch = _Batch(asyncio.get_running_loop(), [], [])
-            batch.loop.call_soon(self._send_off)
+            batch.loop.call_later(_GATHER_S, self._send_off)
         done = batch.loop.create_future()
         batch.jobs.append(job)
         batch.done.append(done)
@@ -709,11 +709,19 @@ def _added(row: SpendRow, responses: Sequence[_Used]) -> SpendRow:
     )
 
 
+def pack(body: bytes) -> bytes:
+    """The body as a zlib stream. A small window and memory: for a body of kilobytes, setting them up is most of the work."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 13, 6)
+    return packer.compress(body) + packer.flush()
+
+
 def crc_of(*values: Any) -> int:
-    """The checksum of a row's columns."""
-    crc = 0
+    """The checksum of a row's columns: of their repr, bytes by their length, and then of the bytes."""
+    texts = repr([len(value) if type(value) is bytes else value for value in values])
+    crc = zlib.crc32(texts.encode("utf-8", "surrogatepass"))
     for value in values:
-        crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
+        if type(value) is bytes:
+            crc = zlib.crc32(value, crc)
     return crc
 
 
@@ -741,33 +749,31 @@ def _store_prompts(
     db: sqlite3.Connection, prompts: Iterable[PromptRow], changed: Callable[[PromptRow | None, PromptRow | None], object]
 ) -> None:
     on_file = db.execute("SELECT ordinal, id, body, crc FROM prompts ORDER BY ordinal")
-    add, new, more = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)", list[tuple[Any, ...]](), True
+    before = on_file.fetchone()
+    add, new = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)", list[tuple[Any, ...]]()
     for prompt in prompts:
-        before = on_file.fetchone() if more else None
-        more = before is not None
         row = _prompt_row(prompt)
-        if before is None:
-            new.append(row)
-            if len(new) >= _BATCH:
-                db.executemany(add, new)
-                new.clear()
-        elif before != row:
+        if before is not None and before[0] == prompt.ordinal:  # else it is new, or was lost with a damaged ledger
             ordinal, name, body, crc = before
+            same, before = before == row, on_file.fetchone()
+            if same:
+                continue
             was = PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
-            if was.ordinal != prompt.ordinal:
-                raise zlib.error(f"prompt {prompt.ordinal + 1} is missing")
-            if was != prompt:  # and not merely packed by another version of zlib
-                changed(was, prompt)
-                db.execute("DELETE FROM records WHERE ordinal = ?", (ordinal,))
-                db.execute(add, row)
+            if was == prompt:  # packed by another version of zlib
+                continue
+            changed(was, prompt)
+            db.execute("DELETE FROM records WHERE ordinal = ?", (ordinal,))
+        new.append(row)
+        if len(new) >= _BATCH:  # all stand before what is still to be read
+            db.executemany(add, new)
+            new.clear()
     db.executemany(add, new)
-    left = on_file.fetchone() if more else None
-    if left is not None:
-        changed(PromptRow(left[0], left[1], b""), None)
+    if before is not None:
+        changed(PromptRow(before[0], before[1], b""), None)
 
 
 def _prompt_row(prompt: PromptRow) -> tuple[Any, ...]:
-    row = (prompt.ordinal, prompt.id, zlib.compress(prompt.body, _LEVEL))
+    row = (prompt.ordinal, prompt.id, pack(prompt.body))
     return (*row, crc_of(*row))
 
 

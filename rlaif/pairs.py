@@ -19,7 +19,7 @@ from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Candidate, PreferencePair, Ranking, Record, Verdict
 
 _TIE = 1e-6
-_ENDING = 8
+_ENDING = 80
 
 
 def normalised(text: str) -> str:
@@ -30,7 +30,7 @@ def normalised(text: str) -> str:
 def eligible(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> list[Candidate]:
     """The candidates worth judging, the first of each that says the same: not empty, not truncated unless allowed."""
     usable = _usable(candidates, allow_truncated)
-    if len({_ending(c.text) for c in usable}) == len(usable):
+    if _end_apart([c.text for c in usable]):
         return usable
     first: dict[str, Candidate] = {}
     for candidate in usable:
@@ -42,9 +42,11 @@ def _usable(candidates: Sequence[Candidate], allow_truncated: bool) -> list[Cand
     return [c for c in candidates if (allow_truncated or not c.truncated) and not c.empty]
 
 
-def _ending(text: str) -> str:
-    """The last words of the text, normalised: they tell most answers apart, and long texts need not be gone through."""
-    return normalised(" ".join(text.rsplit(None, _ENDING)[-_ENDING:]))
+def _end_apart(texts: Sequence[str]) -> bool:
+    """Whether the last two words tell all texts apart, as they mostly do: then the texts need not be gone through."""
+    tails = [text[-_ENDING:] for text in texts]
+    words = [tail.split() for tail in tails if tail.isascii()]
+    return len({(w[-2], w[-1]) for w in words if len(w) > 2}) == len(texts)
 
 
 def why_not_judged(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> str:

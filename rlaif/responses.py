@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import re
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
 from rlaif.errors import CallFailed
@@ -26,7 +28,7 @@ class Response:
 
 
 class TransportError(Exception):
-    """No response: unreachable (never sent), broken or timeout (sent, perhaps billed), with the `partial` body so far."""
+    """No response: unreachable (never sent), or broken, timeout, too_big (perhaps billed), with the `partial` body so far."""
 
     def __init__(self, message: str, *, kind: str, partial: bytes = b"") -> None:
         super().__init__(message)
@@ -56,20 +58,20 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds that a refusal asks to wait, None if it does not or says nothing usable.
 
     `retry-after-ms`, `retry-after` (seconds or a date), else the longest `x-ratelimit-reset-*` of a limit that is used up.
+    A date is held against the response's own `date`: this machine's clock does not matter. One in the past says nothing.
     """
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        value = headers.get(name, "").strip()
         try:
-            seconds = float(value) * scale
+            seconds = float(headers.get(name, "")) * scale
         except ValueError:
             continue
-        return seconds if 0 <= seconds < float("inf") else None
-    try:
-        parsed = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
-        seconds = parsed.timestamp() - time.time()
-        return seconds if seconds > 0 else None
-    except (TypeError, ValueError, OverflowError):
-        pass
+        if 0 <= seconds < math.inf:
+            return seconds
+    until, now = _unix_time(headers.get("retry-after", "")), _unix_time(headers.get("date", ""))
+    if until is not None:
+        seconds = until - (time.time() if now is None else now)
+        if seconds > 0:
+            return seconds
     resets = [
         wait
         for what in ("requests", "tokens")
@@ -77,6 +79,15 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         and (wait := _duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))) is not None
     ]
     return max(resets, default=None)
+
+
+def _unix_time(text: str) -> float | None:
+    """The moment that an HTTP date names, None if it is none. Without a zone it is UTC, as all HTTP dates are."""
+    try:
+        date = email.utils.parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
 
 
 def _duration_s(text: str) -> float | None:
@@ -93,17 +104,22 @@ def _duration_s(text: str) -> float | None:
 def error_fields(body: bytes, known: Collection[str]) -> tuple[str, str, str]:
     """(code, param, message) of an OpenAI-style error body; the message falls back to the body's beginning.
 
-    Of `code` and `type` the one that is `known` is given, "" if neither is.
+    Of `code` and `type` the one that is `known` is given, "" if neither is. The message is fit to be shown.
     """
-    text = " ".join(body[:2000].decode("utf-8", "replace").split())[:300]
+    text = one_line(body[:2000].decode("utf-8", "replace"))[:300]
     try:
         error: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        return "", "", text or "(empty body)"
-    if isinstance(error, dict):
-        error = error.get("error", error)
-    if isinstance(error, dict):
+        if isinstance(error, dict):
+            error = error.get("error", error)
+        if not isinstance(error, dict):
+            return "", "", one_line(str(error)[:2000])[:500]
         codes = [str(error.get(name) or "") for name in ("code", "type")]
         found = next((code for code in codes if code in known), "")
-        return found, str(error.get("param") or ""), str(error.get("message") or text)[:500]
-    return "", "", str(error)[:500]
+        return found, str(error.get("param") or ""), one_line(str(error.get("message") or "")[:2000])[:500] or text
+    except (ValueError, RecursionError):
+        return "", "", text or "(empty body)"
+
+
+def one_line(text: str) -> str:
+    """`text` as one line of printable characters: what others say may hold escape sequences that a terminal obeys."""
+    return " ".join("".join(c if c.isprintable() or c.isspace() else "?" for c in text).split())

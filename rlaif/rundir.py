@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ log = logging.getLogger("rlaif")
 
 RESERVE_BYTES = 8 * 2**20
 _COUNTERS = struct.Struct("<QQ")
+_LOOKS_S = (0.005, 0.02, 0.05)
 _ABSURD, _TRIES = 2**32, 100
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "glusterfs", "9p")
@@ -109,7 +111,7 @@ def _take_lock(directory: Path) -> int:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             stack.callback(os.close, handle)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(handle)
             except BlockingIOError:
                 owner = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
                 raise InputError(
@@ -122,6 +124,15 @@ def _take_lock(directory: Path) -> int:
                 stack.pop_all()
                 return handle
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def _lock(handle: int) -> None:
+    """Locks the file. Raises BlockingIOError if another process has it, for longer than `rlaif status` takes a look."""
+    for wait in _LOOKS_S:
+        with suppress(BlockingIOError):
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(wait)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _write_reserve(directory: Path) -> None:

@@ -169,11 +169,13 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A model's response: its choices in order, and the tokens it counted (None where it did not say)."""
+    """A model's response: its choices in order, the tokens it counted, its id and the model it names (None where not said)."""
 
     choices: tuple[Choice, ...]
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    id: str | None = None
+    model: str | None = None
 
     @property
     def tokens(self) -> int | None:

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -57,6 +57,10 @@ class Room:
         """The most calls that were in flight together."""
         return int(self._get("/log")["peak"])
 
+    def in_flight(self) -> int:
+        """How many calls are in flight now."""
+        return int(self._get("/log")["in_flight"])
+
     def count(self) -> int:
         """How many requests there were."""
         return int(self._get("/count"))
@@ -77,6 +81,24 @@ class Room:
     def repeats(self) -> int:
         """How many requests were asked before, word by word."""
         return sum(times - 1 for times in Counter(e["id"] for e in self.log()).values())
+
+
+@dataclass
+class Books:
+    """A purchase that notes what a model tells it."""
+
+    begun: int = 0
+    kept: list[bytes] = field(default_factory=list)
+    faults: list[tuple[str, int | None, bytes]] = field(default_factory=list)
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    async def keep(self, body: bytes) -> None:
+        self.kept.append(body)
+
+    async def fault(self, kind: str, status: int | None, body: bytes) -> None:
+        self.faults.append((kind, status, body))
 
 
 def environment(**more: str) -> dict[str, str]:

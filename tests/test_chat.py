@@ -91,8 +91,25 @@ def test_no_choices_is_empty() -> None:
     assert failed.value.kind == "empty"
 
 
-@pytest.mark.parametrize(("error", "status"), [({"code": 429}, 429), ({"code": "x"}, 502), ("down", 502), ({"code": 7}, 502)])
-@pytest.mark.parametrize("more", [{}, {"choices": None}])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"code": 429}, 429),
+        ({"code": "429"}, 429),
+        ({"code": "rate_limit_exceeded", "type": "requests"}, 429),
+        ({"code": None, "type": "insufficient_quota"}, 402),
+        ({"code": "invalid_api_key", "type": "invalid_request_error"}, 401),
+        ({"code": "context_length_exceeded"}, 400),
+        ({"code": "x", "type": "invalid_request_error"}, 400),
+        ({"code": "x"}, 502),
+        ({"code": "²"}, 502),
+        ({"code": [429]}, 502),
+        ({"code": True}, 502),
+        ({"code": 7}, 502),
+        ("down", 502),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"choices": None}, {"choices": []}])
 def test_an_error_inside_is_classified_by_its_code(error: Any, status: int, more: dict[str, Any]) -> None:
     with pytest.raises(ErrorInside) as inside:
         chat.read(json.dumps({"error": error} | more).encode())

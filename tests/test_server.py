@@ -251,10 +251,12 @@ def test_a_refusal_says_when_to_come_back(new_room: NewRoom) -> None:
 
 
 def test_a_refusal_may_not_say_when_to_come_back(room: Room) -> None:
-    room.set(rates="1", rate_burst=1, retry_after="none")
-    _, headers, _ = ask_in_turn(room, [chat("a"), chat("b")])[1]
-    assert not {name.lower() for name in headers} & {"retry-after", "retry-after-ms", "x-ratelimit-reset-requests"}
-    assert [e["come_back"] for e in room.log()] == [None, None]
+    for behaviour in ({"rates": "1", "rate_burst": 1, "retry_after": "none"}, {"limit": 1, "limit_s": 5}):
+        room.set(**behaviour)
+        status, headers, _ = ask_in_turn(room, [chat("a"), chat("b")])[1]
+        assert status == 429
+        assert not {name.lower() for name in headers} & {"retry-after", "retry-after-ms", "x-ratelimit-reset-requests"}
+    assert [e["come_back"] for e in room.log()] == [None] * 4
 
 
 def test_who_comes_too_early_is_counted(room: Room) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sqlite3
 import zlib
 from collections import Counter
@@ -21,13 +22,14 @@ from rlaif.doctor.pages import MAGIC, View
 from rlaif.doctor.report import Report, next_command
 from rlaif.doctor.rescue import collect, roots
 from rlaif.doctor.sieve import Totals, in_words, label_of
-from rlaif.doctor.source import Source, check_kind, not_begun, opened
-from rlaif.doctor.tables import Row, Table, crc_of, tables
+from rlaif.doctor.source import UNREADABLE, Source, check_kind, not_begun, opened
+from rlaif.doctor.tables import Row, Table, tables
+from rlaif.ledger import crc_of
 
 KEY_BYTES = 16
 _SHOWN = 5
 _NOT_BEGUN = "a run that did not begin: nothing is stored"
-_LEFT_BEHIND = ("*.part", ".*.part", "run.sqlite-journal", "run.reserve")
+_LEFT_BEHIND = ("*.part", "run.sqlite-journal", "run.reserve")
 
 
 def examine(directory: Path) -> Report:
@@ -50,7 +52,9 @@ def _damaged(source: Source, check: _Check, facts: list[str]) -> Report:
     problems = tuple(check.problems)
     advice: tuple[str, ...]
     if source.owner is not None:
-        advice = (f"Stop the process that works there ({source.owner}), then: rlaif doctor {source.directory}",)
+        advice = (
+            f"Stop the process that works there ({source.owner}), then: rlaif doctor {shlex.quote(str(source.directory))}",
+        )
         return Report(source.directory, title, tuple(facts), problems, advice, dict(check.rows))
     saved = collect(source, None)
     if not any(saved.rows.values()):
@@ -114,8 +118,8 @@ class _Check:
             if unseen:
                 commits = sum(bool(f.commit) for f in wal.lost)
                 self.problems.append(
-                    f"{name}, {where}: SQLite passes over everything from there, {commits:,} commits and"
-                    f" {len(unseen):,} changed pages"
+                    f"{name}, {where}: SQLite passes over everything from there, {commits:,} commits that change"
+                    f" {len(unseen):,} pages"
                 )
             else:
                 self.notes.append(f"{name}: its header is not whole, and all that it holds is in run.sqlite")
@@ -146,7 +150,7 @@ class _Check:
                 wrong = [table for table in tables().values() if not self._table(db, table)]
                 if not wrong:
                     self._spend(db)
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
                 self.problems.append(f"run.sqlite cannot be opened here ({error}); is the directory writable?")
             else:
@@ -177,7 +181,7 @@ class _Check:
                 if reason:
                     count += 1
                     wrong += [(last, reason)] if len(wrong) < _SHOWN else []
-        except (sqlite3.Error, OverflowError) as error:
+        except UNREADABLE as error:
             after = "from its first row" if last is None else f"after row {last}"
             self.problems.append(f"{table.name} cannot be read {after}: {error}")
             return False
@@ -222,7 +226,7 @@ class _Check:
         """The running totals against the sums over the calls."""
         try:
             rows = db.execute("SELECT * FROM spend ORDER BY model, role").fetchall()
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             self.problems.append(f"spend cannot be read: {error}")
             return
         said = {(row[0], row[1]): tuple(row[3:8]) for row in rows if row[3]}
@@ -263,8 +267,8 @@ def _surroundings(source: Source) -> Iterator[str]:
     if source.owner is not None:
         yield f"in use: a process works on it ({source.owner})"
         return
-    if source.wal is not None:
-        yield f"run.sqlite-wal: {len(source.wal.frames):,} frames that a process left; the next run takes them in"
+    if source.wal is not None and source.wal.applied:
+        yield f"left behind: run.sqlite-wal with {source.wal.applied:,} changed pages, which the next run takes in"
     names = sorted({path.name for pattern in _LEFT_BEHIND for path in source.directory.glob(pattern)})
     if names:
-        yield f"left behind by a process that was killed: {', '.join(names)}"
+        yield f"left behind: {', '.join(names)}"

@@ -16,6 +16,9 @@ _TABLE_LEAF, _TABLE_INTERIOR, _INDEX_LEAF = 0x0D, 0x05, 0x0A
 _INT_BYTES = (0, 1, 2, 3, 4, 6, 8)
 _DEEPEST = 20  # as deep as SQLite goes
 
+_SIZES: tuple[int, ...] = tuple(2**power for power in range(9, 17))
+_SAMPLE = 2**26
+
 IN_USE, FREE = 1, 2
 
 
@@ -41,7 +44,7 @@ class View:
         in_log = 0 if log is None else os.fstat(log).st_size // page_size
         self.count = min(max(in_file, max(overlay, default=0)), in_file + in_log)  # a garbled frame may name any page
         head = self.page(1)[:100]
-        self.trusted = _is_header(head)
+        self.trusted = is_header(head)
         self.size = min(self.count, int.from_bytes(head[28:32], "big")) if self.trusted else self.count
 
     def page(self, number: int) -> bytes:
@@ -225,13 +228,26 @@ def page_size_of(head: bytes) -> int | None:
     """The page size in a file's first bytes, None if there is none."""
     size = int.from_bytes(head[16:18], "big")
     size = 65536 if size == 1 else size
-    return size if len(head) >= 18 and size in SIZES else None
+    return size if len(head) >= 18 and size in _SIZES else None
 
 
-SIZES = tuple(2**power for power in range(9, 17))
+def guess_page_size(handle: int) -> int:
+    """The page size with which most of a file's pages look like leaf pages of a table, by its first bytes."""
+    looks = dict.fromkeys(_SIZES, 0)
+    for size in _SIZES:
+        for at in range(0, min(os.fstat(handle).st_size, _SAMPLE), size):
+            try:
+                data = os.pread(handle, size, at)
+            except OSError:
+                continue
+            number = at // size + 1
+            count = int.from_bytes(data[3:5], "big")
+            whole = count > 0 and len(data) == size and len(_pointers(data, number, _TABLE_LEAF)) == count
+            looks[size] += whole and _in_order(data, number, -(2**63), 2**63 - 1)
+    return max(_SIZES, key=lambda size: looks[size])
 
 
-def _is_header(head: bytes) -> bool:
+def is_header(head: bytes) -> bool:
     """Whether these 100 bytes are the beginning of a database, as SQLite would have it and beyond: none of it garbled."""
     return (
         head[:16] == MAGIC

@@ -17,12 +17,13 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from math import ceil
 from pathlib import Path
 
-from rlaif.doctor.pages import FREE, IN_USE, SIZES, View
+from rlaif.doctor.pages import FREE, IN_USE, View
 from rlaif.doctor.report import Report
 from rlaif.doctor.sieve import Saved, Sieve, Totals, in_words
-from rlaif.doctor.source import Source, check_kind, opened
-from rlaif.doctor.tables import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Row, Table, crc_of, layout, tables
+from rlaif.doctor.source import UNREADABLE, Source, check_kind, opened
+from rlaif.doctor.tables import Row, Table, layout, tables
 from rlaif.errors import InputError
+from rlaif.ledger import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, crc_of
 
 _LEAST_ROW = 30  # bytes that a row of calls or faults takes at the least
 _WITNESSES = {
@@ -78,15 +79,15 @@ def collect(source: Source, into: sqlite3.Connection | None) -> Saved:
 
 
 def _by_sql(source: Source, sieve: Sieve, known: dict[str, int], spend: dict[tuple[str, str], Row]) -> None:
-    with suppress(sqlite3.Error), source.sql() as db:
+    with suppress(*UNREADABLE), source.sql() as db:
         check_kind(db, source.path)
         for table in tables().values():
             for rowid, row in _read(db, table):
                 sieve.take(table, rowid, row, in_use=True)
         for label, sql in _WITNESSES.items():
-            with suppress(sqlite3.Error):
+            with suppress(*UNREADABLE):
                 known[label] = int(db.execute(sql).fetchone()[0])
-        with suppress(sqlite3.Error):
+        with suppress(*UNREADABLE):
             for row in db.execute("SELECT * FROM spend").fetchall():
                 spend.setdefault((str(row[0]), str(row[1])), row)
 
@@ -102,7 +103,7 @@ def _read(db: sqlite3.Connection, table: Table) -> Iterator[tuple[int, Row]]:
                 fitting = table.fit(rowid, row)
                 if fitting is not None:
                     yield rowid, fitting
-        except (sqlite3.Error, OverflowError):
+        except UNREADABLE:
             continue
         return
 
@@ -111,33 +112,27 @@ def _read(db: sqlite3.Connection, table: Table) -> Iterator[tuple[int, Row]]:
 
 
 def _by_pages(source: Source, sieve: Sieve, known: dict[str, int], spend: dict[tuple[str, str], Row]) -> None:
-    def found_with(size: int, reserved: int) -> int:
-        return sum(_from(view, sieve, spend, newest=newest) for view, newest in _views(source, size, reserved))
-
-    likely = source.page_sizes()
-    if not sum(found_with(*size) for size in likely):
-        for size in SIZES:
-            if (size, 0) not in likely and found_with(size, 0):
-                return
+    for size, reserved in source.page_sizes():
+        for view, newest in _views(source, size, reserved):
+            _from(view, sieve, spend, newest=newest)
 
 
 def _views(source: Source, page_size: int, reserved: int) -> Iterator[tuple[View, bool]]:
-    """The database with as much of the WAL as can be verified; then, where the WAL is damaged, each other reading of it."""
+    """The database with as much of the WAL as can be verified; where SQLite does not use all of that, other readings too."""
     yield source.view(page_size, reserved, lost=True), True
-    if source.wal is not None and source.wal.broken_at is not None:
+    if source.wal is not None and source.wal.unused:
         yield source.view(page_size, reserved), False
         yield source.view(page_size, reserved, lost=True, unverified=True), False
         yield source.view(page_size, reserved, log=False), False
 
 
-def _from(view: View, sieve: Sieve, spend: dict[tuple[str, str], Row], *, newest: bool) -> int:
-    """Lets every row on the view's pages through the sieve, and returns how many there were that fit a table."""
-    found = 0
+def _from(view: View, sieve: Sieve, spend: dict[tuple[str, str], Row], *, newest: bool) -> None:
+    """Lets every row on the view's pages through the sieve."""
     marks = bytearray(view.count + 1)
     begin = roots(view)
     for table in tables().values():
         for number, data in view.leaves(begin[table.name], marks):
-            found += _cells(view, number, data, sieve, in_use=newest, of=table)
+            _cells(view, number, data, sieve, in_use=newest, of=table)
     for entry in view.index_cells(begin["spend"]) if newest else ():
         if len(entry) >= 2:
             spend.setdefault((str(entry[0]), str(entry[1])), tuple(entry))
@@ -145,21 +140,17 @@ def _from(view: View, sieve: Sieve, spend: dict[tuple[str, str], Row], *, newest
     for number in range(2, view.count + 1):
         if marks[number] != IN_USE:
             in_use = newest and all_known and marks[number] != FREE and number <= view.size
-            found += _cells(view, number, view.page(number), sieve, in_use=in_use)
-    return found
+            _cells(view, number, view.page(number), sieve, in_use=in_use)
 
 
-def _cells(view: View, number: int, data: bytes, sieve: Sieve, *, in_use: bool, of: Table | None = None) -> int:
+def _cells(view: View, number: int, data: bytes, sieve: Sieve, *, in_use: bool, of: Table | None = None) -> None:
     """The rows of one page; what is no row is noted as missing in the table `of`, if it is known whose page this is."""
-    found = 0
     for cell in view.cells(number, data):
         fitting = [(t, row) for t in tables().values() if (row := t.fit(cell.rowid, cell.values or ())) is not None]
         for table, row in fitting:
             sieve.take(table, cell.rowid, row, in_use=in_use)
         if not fitting and of is not None and in_use:
             sieve.miss(of, cell.rowid)
-        found += len(fitting)
-    return found
 
 
 def roots(view: View) -> dict[str, int]:

@@ -127,7 +127,7 @@ class Sieve:
         if old_spend:
             known["answers"] = max(known.get("answers", 0), sum(row[3] for row in old_spend.values()))
         lost = self._lost(known)
-        said = {label: f"{count:,} {label} lost: {_MEANS[label]}" for label, count in lost.items() if count}
+        said = {label: f"lost {label}: {count:,}; {_MEANS[label]}" for label, count in lost.items() if count}
         bought = [self._to_buy(name, row) for name, row in sorted(old_spend.items())]
         if "answers" in said and any(bought):
             said["answers"] += f" ({'; '.join(filter(None, bought))})"

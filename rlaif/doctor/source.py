@@ -21,11 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from rlaif.doctor.pages import MAGIC, View, page_size_of, text
-from rlaif.doctor.tables import APPLICATION_ID, SCHEMA_VERSION, layout, tables
+from rlaif.doctor.pages import MAGIC, View, guess_page_size, is_header, page_size_of, text
+from rlaif.doctor.tables import layout, tables
 from rlaif.doctor.wal import Wal, read_wal
 from rlaif.errors import InputError
+from rlaif.ledger import APPLICATION_ID, SCHEMA_VERSION
 
+UNREADABLE = (sqlite3.Error, OverflowError, UnicodeDecodeError)
+"""What reading a damaged database raises: Python cannot even decode some of SQLite's own messages about it."""
 _USUAL_PAGE = 4096
 _NEXT_VERSIONS = 100  # a schema version beyond is no version but damage
 
@@ -65,6 +68,8 @@ class Source:
             found.append((size, head[20]))
         if self.wal is not None and self.wal.whole_header:
             found.append((self.wal.page_size, 0))
+        if not is_header(head):
+            found.append((guess_page_size(self.main), 0))
         return list(dict.fromkeys([*found, (_USUAL_PAGE, 0)]))
 
     def view(self, page_size: int, reserved: int, *, lost: bool = False, unverified: bool = False, log: bool = True) -> View:
@@ -75,7 +80,7 @@ class Source:
 
     @contextmanager
     def sql(self) -> Iterator[sqlite3.Connection]:
-        """A connection that changes nothing. Raises sqlite3.Error."""
+        """A connection that changes nothing. It, and what is asked of it, may raise UNREADABLE."""
         if not self.size:
             raise sqlite3.DatabaseError("the file is empty")  # asked for it, SQLite would delete the WAL
         quiet = self.owner is None and (self.log is None or not os.fstat(self.log).st_size)
@@ -108,10 +113,28 @@ def opened(directory: Path, *, alone: bool = False) -> Iterator[Source]:
         yield Source(directory, main, log, wal, owner)
 
 
+def check_log(directory: Path) -> None:
+    """Raises InputError if SQLite would pass over committed answers, and then write over them: behind damage in the WAL, or
+    beside a database that is empty. A directory without a run is fine.
+    """
+    if not (directory / "run.sqlite").is_file():
+        return
+    with opened(directory) as source:
+        lost = source.wal is not None and (source.wal.lost or (not source.size and source.wal.frames))
+    if lost:
+        where = str(directory / "run.sqlite-wal")
+        raise InputError(
+            f"{where!r} is damaged, and what was bought last lies behind the damage: `rlaif doctor {directory}` says what can"
+            " be saved"
+        )
+
+
 def check_kind(db: sqlite3.Connection, path: Path) -> list[str]:
     """What is wrong with the database's marks and schema. Raises InputError if it is another program's or version's."""
     application, version = (int(db.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("application_id", "user_version"))
     found = dict(db.execute("SELECT name, sql FROM sqlite_master").fetchall())
+    if not found and not application:  # SQLite sees nothing of it: not begun, or in a damaged WAL
+        return ["run.sqlite: SQLite sees no table in it"]
     if application != APPLICATION_ID and not set(tables()) & set(found):
         raise InputError(f"{str(path)!r} is not a run's ledger: its application id is {application}")
     if 0 < version != SCHEMA_VERSION and version <= SCHEMA_VERSION + _NEXT_VERSIONS and application == APPLICATION_ID:

@@ -50,6 +50,11 @@ class Wal:
     lost: tuple[Frame, ...]
     broken_at: int | None
 
+    @property
+    def unused(self) -> bool:
+        """True if there are frames of this round that SQLite does not apply: of a transaction cut off, or after damage."""
+        return self.broken_at is not None or any(frame.current for frame in self.frames[self.applied :])
+
     def overlay(self, *, lost: bool = False, unverified: bool = False) -> dict[int, int]:
         """Where the newest content of each page is: what SQLite sees; with `lost`, also what was committed later.
 

@@ -8,6 +8,7 @@ fake/NAME           a scripted model
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,11 @@ class Models:
         rpm: float | None = None,
         tpm: float | None = None,
         max_wait_s: float = MAX_WAIT_S,
+        strict_model: bool = False,
     ) -> None:
         self._concurrency, self._timeout_s, self._transport = concurrency, timeout_s, transport
         self._limits: dict[str, Any] = {"concurrency": concurrency, "rpm": rpm, "tpm": tpm, "max_wait_s": max_wait_s}
-        self._extra_body = dict(extra_body or {})
+        self._extra_body, self._strict = dict(extra_body or {}), strict_model
         self._models: dict[str, Model] = {}
         self._endpoints: dict[str, Endpoint] = {}
 
@@ -56,6 +58,13 @@ class Models:
     def states(self) -> list[EndpointState]:
         """What each endpoint does now (`Endpoint.state`)."""
         return [endpoint.state() for endpoint in self._endpoints.values()]
+
+    def oddities(self) -> dict[str, int]:
+        """What was odd about answers that were taken (`odd`), of all models."""
+        found = sum(
+            (model.oddities.counts for model in self._models.values() if isinstance(model, openai.OpenAI)), Counter[str]()
+        )
+        return dict(sorted(found.items()))
 
     async def close(self) -> None:
         """Closes every model that was opened."""
@@ -92,6 +101,7 @@ class Models:
             transport=transport,
             served_as=name,
             extra_body=self._extra_body,
+            strict=self._strict,
         )
 
     def _gguf(self, name: str, path: Path) -> Model:

@@ -16,6 +16,18 @@ from rlaif.responses import ErrorInside
 from rlaif.types import Choice, Message, Reply, Request
 
 _OPEN, _CLOSE = "<think>", "</think>"
+_STATUS_OF = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "requests": 429,
+    "tokens": 429,
+    "insufficient_quota": 402,
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+    "model_not_found": 404,
+    "context_length_exceeded": 400,
+    "invalid_request_error": 400,
+}
 
 
 def read(body: bytes) -> Reply:
@@ -27,9 +39,9 @@ def read(body: bytes) -> Reply:
     if not isinstance(data, dict):
         raise CallFailed("bad_body", f"the response is no JSON object: {body[:80]!r}")
     raw = data.get("choices")
+    if not raw and data.get("error"):
+        raise ErrorInside(_status(data["error"]), str(data["error"])[:300])
     if not isinstance(raw, list):
-        if data.get("error"):
-            raise ErrorInside(_status(data["error"]), str(data["error"])[:300])
         raise CallFailed("bad_body", f"the response has no list of choices: {body[:80]!r}")
     if not raw:
         raise CallFailed("empty", "the response has an empty list of choices")
@@ -42,6 +54,8 @@ def read(body: bytes) -> Reply:
         choices=tuple(_choice(c) for c in raw),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
+        id=_text(data.get("id")),
+        model=_text(data.get("model")),
     )
 
 
@@ -79,6 +93,8 @@ def request_body(model: str, request: Request, extra: dict[str, Any]) -> dict[st
 
 def split_thinking(text: str) -> tuple[str, str | None]:
     """(answer, thinking) of a text that may open with a `<think>` block; an unclosed block is all thinking."""
+    if "think>" not in text:
+        return text, None
     opened = text.lstrip()
     if opened.startswith(_OPEN):
         thinking, closed, answer = opened[len(_OPEN) :].partition(_CLOSE)
@@ -127,6 +143,10 @@ def _first_token(logprobs: Any) -> dict[str, float] | None:
         return None
 
 
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
 def _encodable(text: str) -> str:
     """`text` with lone surrogates replaced, so that it can be written as UTF-8."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
@@ -137,5 +157,10 @@ def _count(value: Any) -> int | None:
 
 
 def _status(error: Any) -> int:
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 502
+    """The HTTP status that an error would have had, by its code or type; 502 where neither says."""
+    for name in ("code", "type") if isinstance(error, dict) else ():
+        said = str(error.get(name))[:100]
+        code = int(said) if said.isdecimal() else _STATUS_OF.get(said, 0)
+        if 400 <= code < 600:
+            return code
+    return 502

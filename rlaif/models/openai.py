@@ -23,6 +23,7 @@ import orjson
 from rlaif.endpoint import Endpoint
 from rlaif.errors import CallFailed, InputError, StopRun, Unsupported
 from rlaif.models import chat
+from rlaif.models.odd import Oddities
 from rlaif.responses import Rejected, Response, TransportError
 from rlaif.types import Purchase, Reply, Request
 
@@ -36,6 +37,7 @@ DEFAULT_URL = "https://api.openai.com/v1"
 _CONNECT_S = 30.0
 _SHORTEST_SECRET = 16
 MAX_BODY_BYTES = 64 * 2**20
+_KEPT_BYTES = 2**16
 _STOPPED_AFTER_REJECTIONS = 5
 _UNWANTED = ("support", "unrecogni", "unknown", "not allowed", "not permitted", "extra", "only the default")
 
@@ -66,6 +68,7 @@ class OpenAI:
         transport: Transport,
         served_as: str,
         extra_body: Mapping[str, Any] | None = None,
+        strict: bool = False,
     ) -> None:
         self.name = name
         self.identity = identity
@@ -75,6 +78,7 @@ class OpenAI:
         self._dropped: set[str] = set()
         self._renamed: dict[str, str] = {}
         self._accepted, self._rejected = Counter[str](), Counter[str]()
+        self._strict, self.oddities = strict, Oddities(name, served_as)
 
     async def send(self, request: Request, purchase: Purchase) -> Reply:
         """One kept response. Raises CallFailed, Unsupported("logprobs") or StopRun."""
@@ -101,6 +105,10 @@ class OpenAI:
                     raise CallFailed("bad_request", str(rejected)) from None
             else:
                 self._accepted[role] += 1
+                self.oddities.note(reply)
+                if self._strict and reply.model != self._served_as:
+                    said = f"{self.name} was asked for {self._served_as!r} and answers as {reply.model!r} (strict_model)"
+                    raise self._endpoint.stop(StopRun("model", said))
                 return reply
 
     def read(self, body: bytes) -> Reply:
@@ -173,13 +181,15 @@ class AiohttpTransport:
         session = self._session or self._open()
         payload = b""
         try:
-            async with session.post(self._chat, data=orjson.dumps(body)) as response:
+            async with session.post(self._chat, data=_encoded(body)) as response:
                 async for chunk in response.content.iter_any():
                     payload = payload + chunk if payload else chunk
                     if len(payload) > MAX_BODY_BYTES:
-                        raise CallFailed("too_big", f"{self._url}: the response is larger than {MAX_BODY_BYTES} bytes")
+                        partial = _without(self._api_key, 0, payload[:_KEPT_BYTES])
+                        said = f"the response is larger than {MAX_BODY_BYTES} bytes"
+                        raise TransportError(said, kind="too_big", partial=partial)
                 return Response(response.status, response.headers, _without(self._api_key, response.status, payload))
-        except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise TransportError(f"cannot connect: {error}", kind="unreachable") from None
         except TimeoutError:
             partial = _without(self._api_key, 0, payload)
@@ -213,7 +223,7 @@ class AiohttpTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
             connector=aiohttp.TCPConnector(limit=0),  # the endpoint's slots are the limit
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=_CONNECT_S),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(_CONNECT_S, self._timeout_s / 2)),
             trust_env=not is_local(self._url),
         )
         return self._session
@@ -260,6 +270,13 @@ class OpenAITransport:
         """Closes the client."""
         if self._client is not None:
             await self._client.close()
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # an integer of more than 64 bits, say, in --extra-body
+        return json.dumps(body).encode()
 
 
 def _without(api_key: str | None, status: int, payload: bytes) -> bytes:

@@ -167,7 +167,7 @@ class Room:
             until = self.rates.refused_until(now)
             entry["accepted"] = until is None
             if until is not None:
-                wait = None if math.isinf(until) else (how.retry_after, until - now)
+                wait = None if how.limit or math.isinf(until) else (how.retry_after, until - now)
                 return faults.error(429, "Too many requests.", wait=wait, type="requests", code="rate_limit_exceeded")
         if entry["attempt"] <= how.fault_first or (how.fault_share and _share(number) < how.fault_share):
             return self._kinds[number % len(self._kinds)]
