@@ -45,6 +45,7 @@ def salvage(directory: Path, out: Path) -> Report:
         saved = collect(source, db)
         if not any(saved.rows.values()):
             raise InputError(f"{str(source.path)!r} holds no row of a run that could be saved")
+        db.execute("DELETE FROM meta WHERE name = 'source'")  # so that the next run reads its input, for prompts that are lost
         for row in _spend(saved):
             db.execute(f"INSERT INTO spend VALUES ({', '.join('?' * len(row))}, ?)", (*row, crc_of(*row)))
     with suppress(OSError):  # `export` reads it; a resume writes it again
