@@ -23,6 +23,7 @@ from rlaif import engine, forecast, records, results
 from rlaif.aio import iterate
 from rlaif.calls import Client, Tally, billed_as
 from rlaif.config import RunConfig
+from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
 from rlaif.judges import JudgePlan, resolve
@@ -258,6 +259,7 @@ class Run:
         models, plans = self._open()
         prices = Prices(config.prices)
         loop = asyncio.get_running_loop()
+        check_log(self.directory)
         ledger = Ledger.open(self.directory)
         parts: _Parts | None = None
 

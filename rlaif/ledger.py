@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import sqlite3
 import threading
@@ -36,7 +37,7 @@ log = logging.getLogger("rlaif")
 SCHEMA_VERSION = 2
 APPLICATION_ID = 0x726C6166  # "rlaf"
 SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE prompts (ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE TABLE calls (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT NOT NULL, model TEXT NOT NULL,
                     kept_at REAL NOT NULL, kind TEXT, keys BLOB NOT NULL, prompt_tokens INTEGER, cached_tokens INTEGER,
@@ -48,13 +49,17 @@ CREATE TABLE faults (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT
 CREATE TABLE spend (model TEXT NOT NULL, role TEXT NOT NULL, free INTEGER NOT NULL, calls INTEGER NOT NULL,
                     uncounted INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
                     completion_tokens INTEGER NOT NULL, guessed_prompt_tokens INTEGER NOT NULL,
-                    guessed_completion_tokens INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
+                    guessed_completion_tokens INTEGER NOT NULL, crc INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
 CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
 CREATE INDEX finished ON records(ordinal, calls);
 """
-_GROUP, _BATCH = 512, 256
+_GROUP, _BATCH, _SPAN = 512, 256, 2**16
+_GATHER_S = 0.004
 KEY_BYTES = 16
-_DISK_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+_OF_THE_DISK = (
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
+)
 _TRIES_TO_SAVE, _TRY_AGAIN_S = 5, 0.5
 _MAYBE_BILLED = ("broken", "timeout", "bad_body", "too_big")
 _ADD_CALLS, _ADD_RECORDS, _ROWS = "INSERT INTO calls VALUES ", "INSERT OR REPLACE INTO records VALUES ", 128
@@ -122,12 +127,16 @@ class Ledger:
         self._shelves: dict[int, _Shelf] = {}
         self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._batch: _Batch | None = None
+        self._db: sqlite3.Connection | None = None  # of the writer's thread
         self._trouble: StopRun | None = None
-        self._broken: StopRun | None = None
         self._closed = self._new = self._made = False
-        self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
-        self._calls = self._number("SELECT max(id) FROM calls", 0)
-        self._spend = {(row.model, row.role): row for row in self._spend_rows()}
+        try:
+            self._last_called = self._number("SELECT max(ordinal) FROM calls", -1)
+            self._calls = self._number("SELECT max(id) FROM calls", 0)
+            self._spend = {(row.model, row.role): row for row in self._spend_rows()}
+        except BaseException:
+            self._reader.close()
+            raise
         self._writer: threading.Thread | None = None
         if owned is not None:
             self._writer = threading.Thread(target=self._write, name="rlaif-ledger", daemon=True)
@@ -136,9 +145,10 @@ class Ledger:
     @classmethod
     def open(cls, directory: Path) -> Ledger:
         """Owns `directory` for writing, creating what is missing. Raises InputError if it cannot be had."""
-        made, new = not directory.exists(), not (directory / "run.sqlite").exists()
+        made = not directory.exists()
         owned = RunDirectory.take(directory)
         try:
+            new = not (directory / "run.sqlite").exists()
             _prepare(directory / "run.sqlite")
             with _damage(directory):
                 ledger = cls(directory, owned)
@@ -159,26 +169,42 @@ class Ledger:
             return cls(directory, None)
 
     def discard(self) -> None:
-        """Closes, and takes a directory that held no run before away again: nothing came of it."""
-        self.close()
-        if self._new:
-            for name in ("run.sqlite", "run.sqlite-wal", "run.sqlite-shm", "run.flying", "run.lock"):
-                (self.directory / name).unlink(missing_ok=True)
-            if self._made:
-                with suppress(OSError):  # somebody put something there meanwhile
-                    self.directory.rmdir()
+        """Closes, and takes a directory that held no run before away again, unless something came of it."""
+        self._end_writing()
+        if not self._new or self._owned is None or self._holds_anything():
+            self.close()
+            return
+        self._reader.close()
+        for name in ("run.sqlite", "run.sqlite-wal", "run.sqlite-shm"):
+            (self.directory / name).unlink(missing_ok=True)
+        self._owned.discard()
+        self._owned = None
+        if self._made:
+            with suppress(OSError):  # somebody put something there meanwhile
+                self.directory.rmdir()
 
     def close(self) -> None:
         """Waits for pending commits and releases the directory."""
+        self._end_writing()
+        self._reader.close()
+        if self._owned is not None:
+            self._owned.give_back()
+            self._owned = None
+
+    def _end_writing(self) -> None:
         self._closed = True
         self._send_off()
         if self._writer is not None:
             self._queue.put(None)
             self._writer.join()
-        self._reader.close()
-        if self._owned is not None:
-            self._owned.give_back()
-            self._owned = None
+
+    def _holds_anything(self) -> bool:
+        """Whether a call was made, of whatever outcome. Where that cannot be told, it was."""
+        asked = " OR ".join(f"EXISTS (SELECT 1 FROM {table})" for table in ("calls", "faults", "records"))
+        try:
+            return bool(self._reader.execute(f"SELECT {asked}").fetchone()[0])
+        except sqlite3.Error:
+            return True
 
     # Reading
 
@@ -213,18 +239,15 @@ class Ledger:
     def body(self, call: int) -> bytes:
         """A response as it was received."""
         with _damage(self.directory, StopRun):
-            *values, crc = self._reader.execute(
-                "SELECT ordinal, role, model, kept_at, kind, keys, prompt_tokens, cached_tokens, completion_tokens, body, crc"
-                " FROM calls WHERE id = ?",
-                (call,),
-            ).fetchone()
-            return _sound(f"call {call}", values, crc)
+            row = self._reader.execute("SELECT * FROM calls WHERE id = ?", (call,)).fetchone()
+            if row is None:
+                raise zlib.error(f"call {call} is missing")
+            return _sound(f"call {call}", row[1:-1], row[-1])
 
     def meta(self, name: str) -> str | None:
         """A named fact of the run."""
         with _damage(self.directory):
-            row = self._reader.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return None if row is None else str(row[0])
+            return _fact(self._reader, name)
 
     def prompts(self) -> int:
         """How many prompts this directory has seen."""
@@ -239,37 +262,36 @@ class Ledger:
         return int(count), int(calls)
 
     def unfinished(self, limit: int | None = None) -> Iterator[PromptRow]:
-        """The prompts without a record, in input order, of the first `limit`."""
-        last = -1
-        while rows := self._rows(
-            "SELECT ordinal, id, body, crc FROM prompts p WHERE ordinal > ? AND ordinal < ? AND NOT EXISTS"
-            " (SELECT 1 FROM records r INDEXED BY finished WHERE r.ordinal = p.ordinal) ORDER BY ordinal LIMIT ?",
-            (last, _most(limit), _BATCH),
-        ):
-            for ordinal, name, body, crc in rows:
-                yield PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
-            last = rows[-1][0]
+        """The prompts without a record, in input order, of the first `limit`. Raises StopRun where a row is damaged."""
+        end = min(self.prompts(), _most(limit))
+        for first in range(0, end, _SPAN):
+            finished = bytearray(min(_SPAN, end - first))
+            ask = "SELECT ordinal FROM records INDEXED BY finished WHERE ordinal >= ? AND ordinal < ?"
+            for (ordinal,) in self._rows(ask, (first, first + len(finished))):
+                finished[ordinal - first] = 1
+            at = finished.find(0)
+            while at >= 0:
+                yield self._prompt(first + at)
+                at = finished.find(0, at + 1)
 
     def records(self, limit: int | None = None) -> Iterator[tuple[int, str, bytes, bytes]]:
         """(ordinal, id, prompt's body, record's body) of finished records in input order, of the first `limit` prompts.
 
         Raises InputError where a row is damaged.
         """
-        last = -1
-        while found := self._records(last + 1, _most(limit)):
-            yield from found
-            last = found[-1][0]
+        return self._between(0, _most(limit))
 
     def finished_now(self, limit: int | None = None) -> Callable[[], Iterator[tuple[int, str, bytes, bytes]]]:
         """A reader of the records that are finished at this moment, as `records`, whatever is added meanwhile."""
+        ask = "SELECT ordinal FROM records INDEXED BY finished WHERE ordinal < ? ORDER BY ordinal"
         with _damage(self.directory):
-            rows = self._reader.execute("SELECT ordinal FROM records INDEXED BY finished WHERE ordinal < ?", (_most(limit),))
-            ordinals = array("q", (ordinal for (ordinal,) in rows))
+            ordinals = array("q", (ordinal for (ordinal,) in self._reader.execute(ask, (_most(limit),))))
 
         def read() -> Iterator[tuple[int, str, bytes, bytes]]:
             for at in range(0, len(ordinals), _BATCH):
-                wanted = set(ordinals[at : at + _BATCH])
-                yield from (row for row in self._records(min(wanted), max(wanted) + 1, None) if row[0] in wanted)
+                wanted = ordinals[at : at + _BATCH]
+                among = set(wanted)
+                yield from (row for row in self._between(wanted[0], wanted[-1] + 1) if row[0] in among)
 
         return read
 
@@ -327,6 +349,7 @@ class Ledger:
         kept = await self._commit(job)
         if not kept:
             return 0
+        self._last_called = max(self._last_called, ordinal)
         shelf = self._shelf(ordinal)
         for choice, key in enumerate(keys):
             shelf.answers[key] = Stored(call, choice)
@@ -340,6 +363,7 @@ class Ledger:
         row = (ordinal, role, model, time.time(), kind, b"".join(keys), None, None, None, packed)
         call = self._next_call()
         await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
+        self._last_called = max(self._last_called, ordinal)
         self._shelf(ordinal).answers.update(dict.fromkeys(keys, Failure(kind, message)))
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
@@ -355,6 +379,7 @@ class Ledger:
     async def forget_failures(self, kind: str) -> None:
         """Opens the calls again that failed with `kind`: what the user can repair is not final."""
         await self._commit(lambda db: _forget_failures(db, kind))
+        self._shelves.clear()
 
     async def note(self, facts: dict[str, str]) -> None:
         """Stores named facts of the run."""
@@ -382,13 +407,14 @@ class Ledger:
             _note(db, facts | {"died_with": died_with})
             if prompts is not None:
                 _store_prompts(db, prompts(), changed)
-            if db.execute("SELECT value FROM meta WHERE name = 'plan'").fetchone() != (plan,):
+            if _fact(db, "plan") != plan:
                 db.execute("DELETE FROM records")
                 _note(db, {"plan": plan})
             if forget_failures:
                 _forget_failures(db, None)
 
         await self._commit(work)
+        self._shelves.clear()
         if self._owned is not None:
             self._owned.lost_is_noted()
 
@@ -399,32 +425,53 @@ class Ledger:
     def _shelf(self, ordinal: int) -> _Shelf:
         shelf = self._shelves.get(ordinal)
         if shelf is None:
-            shelf = self._shelves[ordinal] = _Shelf()
+            shelf = _Shelf()
             if ordinal <= self._last_called:
                 self._fill(shelf, ordinal)
+            self._shelves[ordinal] = shelf  # only now: a shelf that could not be read is not an empty one
         return shelf
 
     def _fill(self, shelf: _Shelf, ordinal: int) -> None:
         with _damage(self.directory, StopRun):
             rows = self._reader.execute("SELECT * FROM calls WHERE ordinal = ? ORDER BY id", (ordinal,)).fetchall()
-        for call, *values, crc in rows:
-            kind, keys, body = values[4], values[5], values[9]
-            bound = [keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES)]
-            if kind is None:
-                if crc_of(*values) != crc:
-                    raise StopRun("damaged", _damaged(self.directory, f"call {call}"))
-                shelf.answers.update((key, Stored(call, choice)) for choice, key in enumerate(bound))
-            else:
-                with _damage(self.directory, StopRun):
-                    message = _sound(f"call {call}", values, crc, body).decode()
-                shelf.answers.update(dict.fromkeys(bound, Failure(kind, message)))
+            for call, *values, crc in rows:
+                _check(f"call {call}", values, crc)
+                kind, keys, body = values[4], values[5], values[9]
+                bound = [keys[at : at + KEY_BYTES] for at in range(0, len(keys), KEY_BYTES)]
+                if kind is None:
+                    shelf.answers.update((key, Stored(call, choice)) for choice, key in enumerate(bound))
+                else:
+                    shelf.answers.update(dict.fromkeys(bound, Failure(kind, zlib.decompress(body).decode())))
 
-    def _records(self, first: int, end: int, most: int | None = _BATCH) -> list[tuple[int, str, bytes, bytes]]:
-        sql = (
-            "SELECT r.ordinal, p.id, p.body, p.crc, r.calls, r.body, r.crc FROM records r NOT INDEXED"
-            " JOIN prompts p ON p.ordinal = r.ordinal WHERE r.ordinal >= ? AND r.ordinal < ? ORDER BY r.ordinal LIMIT ?"
-        )
-        with _damage(self.directory):
+    def _prompt(self, ordinal: int) -> PromptRow:
+        with _damage(self.directory, StopRun):
+            row = self._reader.execute("SELECT id, body, crc FROM prompts WHERE ordinal = ?", (ordinal,)).fetchone()
+            if row is None:
+                raise zlib.error(f"prompt {ordinal + 1} is missing")
+            name, body, crc = row
+            return PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
+
+    def _between(self, first: int, end: int) -> Iterator[tuple[int, str, bytes, bytes]]:
+        """The records from `first` on, before `end`, a batch at a time."""
+        while found := self._records(first, end):
+            yield from found
+            first = found[-1][0] + 1
+
+    def _records(self, first: int, end: int) -> list[tuple[int, str, bytes, bytes]]:
+        """The next batch of them, all or nothing: neither table nor index may have lost one."""
+        with _damage(self.directory), self._moment():
+            rows = self._reader.execute(
+                "SELECT r.ordinal, r.calls, p.id, p.body, p.crc, r.body, r.crc FROM records r NOT INDEXED"
+                " LEFT JOIN prompts p ON p.ordinal = r.ordinal"
+                " WHERE r.ordinal >= ? AND r.ordinal < ? ORDER BY r.ordinal LIMIT ?",
+                (first, end, _BATCH),
+            ).fetchall()
+            indexed = self._reader.execute(
+                "SELECT ordinal, calls FROM records INDEXED BY finished WHERE ordinal >= ? AND ordinal < ? ORDER BY ordinal",
+                (first, rows[-1][0] + 1 if len(rows) == _BATCH else end),
+            ).fetchall()
+            if indexed != [row[:2] for row in rows]:
+                raise zlib.error(f"the records from that of prompt {first + 1} on are not those that its index names")
             return [
                 (
                     ordinal,
@@ -432,10 +479,17 @@ class Ledger:
                     _sound(f"prompt {ordinal + 1}", (ordinal, name, prompt), prompt_crc),
                     _sound(f"the record of prompt {ordinal + 1}", (ordinal, calls, body), crc),
                 )
-                for ordinal, name, prompt, prompt_crc, calls, body, crc in self._reader.execute(
-                    sql, (first, end, -1 if most is None else most)
-                )
+                for ordinal, calls, name, prompt, prompt_crc, body, crc in rows
             ]
+
+    @contextmanager
+    def _moment(self) -> Iterator[None]:
+        """As `snapshot`, also inside one."""
+        self._reader.execute("SAVEPOINT moment")
+        try:
+            yield
+        finally:
+            self._reader.execute("RELEASE moment")
 
     def _number(self, sql: str, otherwise: int) -> int:
         with _damage(self.directory):
@@ -448,17 +502,18 @@ class Ledger:
 
     def _spend_rows(self) -> Iterator[SpendRow]:
         with _damage(self.directory):
-            for row in self._reader.execute("SELECT * FROM spend ORDER BY model, role").fetchall():
+            for *row, crc in self._reader.execute("SELECT * FROM spend ORDER BY model, role").fetchall():
+                _check(f"what {row[0]!r} has used as {row[1]}", row, crc)
                 yield SpendRow(row[0], row[1], bool(row[2]), *row[3:])
 
     async def _commit(self, job: Job) -> Any:
         """What the job says, once it is committed. Jobs of one turn of the event loop travel together."""
-        if self._broken or self._closed:
-            raise self._broken or StopRun("disk", f"the ledger in {str(self.directory)!r} is closed")
+        if self._closed:
+            raise StopRun("disk", f"the ledger in {str(self.directory)!r} is closed")
         batch = self._batch
         if batch is None:
             batch = self._batch = _Batch(asyncio.get_running_loop(), [], [])
-            batch.loop.call_soon(self._send_off)
+            batch.loop.call_later(_GATHER_S, self._send_off)
         done = batch.loop.create_future()
         batch.jobs.append(job)
         batch.done.append(done)
@@ -472,7 +527,6 @@ class Ledger:
     # The writer's thread
 
     def _write(self) -> None:
-        db: sqlite3.Connection | None = None
         open_for_work = True
         while open_for_work:
             batches: list[_Batch] = []
@@ -486,52 +540,74 @@ class Ledger:
                 jobs += len(batch.jobs)
             if not batches:
                 break
-            try:
-                db = db or _connect(self.directory / "run.sqlite", write=True)
-                results: list[Any] | Exception = self._save(db, [job for batch in batches for job in batch.jobs])
-            except Exception as error:  # whatever it is, those who wait must hear of it
-                results = error
-                if not isinstance(error, (InputError, StopRun)):
-                    results = StopRun("disk", f"cannot write to {str(self.directory / 'run.sqlite')!r}: {error}")
-                    self._broken = results
-                    self.on_trouble(results)
-            _settle(batches, results)
-        if db is not None:
-            db.close()
+            _settle(batches, self._outcomes([job for batch in batches for job in batch.jobs]))
+        if self._db is not None:
+            self._db.close()
 
-    def _save(self, db: sqlite3.Connection, jobs: Sequence[Job]) -> list[Any]:
+    def _outcomes(self, jobs: Sequence[Job]) -> list[Any]:
+        """What each job says or raises. A group that cannot be committed is so one by one: one that raises harms no other."""
+        try:
+            return self._save(jobs, _TRIES_TO_SAVE)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            return [self._told(error)] if len(jobs) == 1 else [self._alone(job) for job in jobs]
+
+    def _alone(self, job: Job) -> Any:
+        try:
+            return self._save([job], 1)[0]
+        except Exception as error:
+            return self._told(error)
+
+    def _save(self, jobs: Sequence[Job], tries: int) -> list[Any]:
         """Commits a group. A disk that is full or fails stops the sending; then it is tried again, the reserve given up."""
-        for attempt in range(_TRIES_TO_SAVE):
+        for left in reversed(range(tries)):
             spend = dict(self._spend)
             try:
+                db = self._db = self._db or _connect(self.directory / "run.sqlite", write=True)
                 db.execute("BEGIN IMMEDIATE")
                 results = _do(db, jobs, spend)
                 for name, row in spend.items():
                     if self._spend.get(name) != row:
-                        db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 9}?)", astuple(row))
+                        values = (*name, int(row.free), *astuple(row)[3:])
+                        db.execute(f"INSERT OR REPLACE INTO spend VALUES ({'?, ' * 10}?)", (*values, crc_of(*values)))
                 db.execute("COMMIT")
             except Exception as error:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-                if not isinstance(error, sqlite3.Error) or code not in _DISK_FULL or attempt == _TRIES_TO_SAVE - 1:
+                if self._db is not None and self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if _code(error) not in _OF_THE_DISK:
                     raise
-                self._stop_for(error)
+                again = self._trouble is not None
+                self._stop_sending(self._told(error))
+                if not left:
+                    raise
+                if again:
+                    time.sleep(_TRY_AGAIN_S)
             else:
                 self._spend = spend
                 return results
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("the last try returns or raises")
 
-    def _stop_for(self, error: Exception) -> None:
-        """Stops the sending, once, and makes room for what is in flight."""
-        if self._trouble is None:
+    def _told(self, error: Exception) -> Exception:
+        """What the one who waits hears: that the file cannot be written or is damaged, or else what the job itself raised."""
+        if _code(error) in _OF_THE_DISK:
             where = str(self.directory / "run.sqlite")
-            self._trouble = StopRun("disk", f"cannot write to {where!r}: {error}. Make room, then the same command goes on")
-            self.on_trouble(self._trouble)
-            if self._owned is not None:
-                self._owned.give_up_reserve()
-        else:
-            time.sleep(_TRY_AGAIN_S)
+            return StopRun("disk", f"cannot write to {where!r}: {error}. Make room or repair it, then the same command goes on")
+        if isinstance(error, zlib.error) or type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError):
+            said = StopRun("damaged", _damaged(self.directory, error))
+            self._stop_sending(said)
+            return said
+        return error
+
+    def _stop_sending(self, reason: Exception) -> None:
+        """Says, once, that nothing more can be stored, and makes room for what is in flight."""
+        if self._trouble is not None or not isinstance(reason, StopRun):
+            return
+        self._trouble = reason
+        try:
+            self.on_trouble(reason)
+        except Exception:
+            log.exception("the sending could not be stopped")
+        if self._owned is not None:
+            self._owned.give_up_reserve()
 
 
 @dataclass(slots=True)
@@ -640,15 +716,25 @@ def pack(body: bytes) -> bytes:
 
 
 def crc_of(*values: Any) -> int:
-    """The checksum of a row's columns."""
-    crc = 0
+    """The checksum of a row's columns: of their repr, bytes by their length, and then of the bytes."""
+    texts = repr([len(value) if type(value) is bytes else value for value in values])
+    crc = zlib.crc32(texts.encode("utf-8", "surrogatepass"))
     for value in values:
-        crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
+        if type(value) is bytes:
+            crc = zlib.crc32(value, crc)
     return crc
 
 
 def _note(db: sqlite3.Connection, facts: dict[str, str]) -> None:
-    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", list(facts.items()))
+    db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", [(*fact, crc_of(*fact)) for fact in facts.items()])
+
+
+def _fact(db: sqlite3.Connection, name: str) -> str | None:
+    found = None
+    for key, value, crc in db.execute("SELECT name, value, crc FROM meta NOT INDEXED"):  # few: the index need not be believed
+        _check(f"the fact {key!r}", (key, value), crc)
+        found = str(value) if key == name else found
+    return found
 
 
 def _forget_failures(db: sqlite3.Connection, kind: str | None) -> None:
@@ -662,45 +748,54 @@ def _forget_failures(db: sqlite3.Connection, kind: str | None) -> None:
 def _store_prompts(
     db: sqlite3.Connection, prompts: Iterable[PromptRow], changed: Callable[[PromptRow | None, PromptRow | None], object]
 ) -> None:
-    on_file = db.execute("SELECT ordinal, id, body FROM prompts ORDER BY ordinal")
-    new: list[tuple[Any, ...]] = []
-    add = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)"
+    on_file = db.execute("SELECT ordinal, id, body, crc FROM prompts ORDER BY ordinal")
+    before = on_file.fetchone()
+    add, new = "INSERT OR REPLACE INTO prompts VALUES (?, ?, ?, ?)", list[tuple[Any, ...]]()
     for prompt in prompts:
-        before = on_file.fetchone() if not new else None
-        packed = pack(prompt.body)
-        if before is not None:
-            if before[1] == prompt.id and before[2] == packed:
+        row = _prompt_row(prompt)
+        if before is not None and before[0] == prompt.ordinal:  # else it is new, or was lost with a damaged ledger
+            ordinal, name, body, crc = before
+            same, before = before == row, on_file.fetchone()
+            if same:
                 continue
-            was = PromptRow(before[0], before[1], zlib.decompress(before[2]))
+            was = PromptRow(ordinal, name, _sound(f"prompt {ordinal + 1}", (ordinal, name, body), crc))
             if was == prompt:  # packed by another version of zlib
                 continue
             changed(was, prompt)
-            db.execute("DELETE FROM records WHERE ordinal = ?", (prompt.ordinal,))
-            db.execute(add, _prompt_row(prompt, packed))
-            continue
-        new.append(_prompt_row(prompt, packed))
-        if len(new) >= _BATCH:
+            db.execute("DELETE FROM records WHERE ordinal = ?", (ordinal,))
+        new.append(row)
+        if len(new) >= _BATCH:  # all stand before what is still to be read
             db.executemany(add, new)
-            del new[1:]  # one stays as the mark that the file has no more; it is written again, as it was
-    left = on_file.fetchone() if not new else None
+            new.clear()
     db.executemany(add, new)
-    if left is not None:
-        changed(PromptRow(left[0], left[1], b""), None)
+    if before is not None:
+        changed(PromptRow(before[0], before[1], b""), None)
 
 
-def _prompt_row(prompt: PromptRow, packed: bytes) -> tuple[Any, ...]:
-    return prompt.ordinal, prompt.id, packed, crc_of(prompt.ordinal, prompt.id, packed)
+def _prompt_row(prompt: PromptRow) -> tuple[Any, ...]:
+    row = (prompt.ordinal, prompt.id, pack(prompt.body))
+    return (*row, crc_of(*row))
 
 
 def _most(limit: int | None) -> int:
     return 2**62 if limit is None else limit
 
 
-def _sound(what: str, values: Sequence[Any], crc: int, body: bytes | None = None) -> bytes:
-    """The unpacked body (the last of `values`) of a row whose checksum is right. Raises zlib.error with `what` if not."""
+def _check(what: str, values: Sequence[Any], crc: int) -> None:
+    """Raises zlib.error if the checksum of a row, named by `what`, is wrong."""
     if crc_of(*values) != crc:
         raise zlib.error(f"{what}: its checksum is wrong")
-    return zlib.decompress(values[-1] if body is None else body)
+
+
+def _sound(what: str, values: Sequence[Any], crc: int) -> bytes:
+    """The unpacked body, which is the last of `values`, of a row whose checksum is right. Raises zlib.error if it is not."""
+    _check(what, values, crc)
+    return zlib.decompress(values[-1])
+
+
+def _code(error: Exception) -> int:
+    """SQLite's primary code of an error, 0 if it is none of SQLite's."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _damaged(directory: Path, what: object) -> str:
@@ -709,42 +804,57 @@ def _damaged(directory: Path, what: object) -> str:
 
 @contextmanager
 def _damage(directory: Path, kind: type[InputError] | type[StopRun] = InputError) -> Iterator[None]:
-    """Turns what SQLite and zlib say of a damaged file into a message for the user."""
+    """Turns what SQLite and zlib say of a file that is damaged, or cannot be read, into a message for the user."""
     try:
         yield
     except (sqlite3.DatabaseError, zlib.error, OverflowError, UnicodeDecodeError) as error:
-        said = _damaged(directory, error)
-        raise (InputError(said) if kind is InputError else StopRun("damaged", said)) from None
+        said, word = _damaged(directory, error), "damaged"
+        if _code(error) in _OF_THE_DISK and _code(error) != sqlite3.SQLITE_IOERR:
+            said, word = f"cannot read {str(directory / 'run.sqlite')!r}: {error}", "disk"
+        raise (InputError(said) if kind is InputError else StopRun(word, said)) from None
 
 
-def _settle(batches: Sequence[_Batch], results: list[Any] | Exception) -> None:
+def _settle(batches: Sequence[_Batch], results: list[Any]) -> None:
     """Tells those who wait, in their loop's thread; results are cut into the batches'."""
     at = 0
     for batch in batches:
-        part = results if isinstance(results, Exception) else results[at : at + len(batch.jobs)]
+        part = results[at : at + len(batch.jobs)]
         at += len(batch.jobs)
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             batch.loop.call_soon_threadsafe(_settle_one, batch.done, part)
 
 
-def _settle_one(waiting: Sequence[asyncio.Future[Any]], results: list[Any] | Exception) -> None:
-    for place, done in enumerate(waiting):
+def _settle_one(waiting: Sequence[asyncio.Future[Any]], results: list[Any]) -> None:
+    for done, result in zip(waiting, results, strict=True):
         if done.done():  # cancelled
             continue
-        if isinstance(results, Exception):
-            done.set_exception(results)
+        if isinstance(result, Exception):
+            done.set_exception(result)
         else:
-            done.set_result(results[place])
+            done.set_result(result)
 
 
 def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30)
-    if write:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-    else:
-        db.execute("PRAGMA query_only=ON")
+    where = path.absolute().as_uri()
+    if not write and _cannot_change(path):
+        where += "?immutable=1"  # then SQLite needs no file beside it
+    db = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
+    try:
+        db.execute("PRAGMA cell_size_check=ON")
+        if write:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+        else:
+            db.execute("PRAGMA query_only=ON")
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def _cannot_change(path: Path) -> bool:
+    """Whether the database is whole in its one file, nobody has it open, and it lies where this process may not write."""
+    return not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
 
 
 def _prepare(path: Path) -> None:

@@ -59,7 +59,7 @@ class Source:
         """Accepts a prompt whose other columns have changed. Raises InputError with the difference otherwise."""
         assert before is not None
         if now is None:
-            if self._config.limit is None:
+            if self._config.limit is None or before.ordinal < self._config.limit:
                 raise InputError(
                     f"prompt {before.ordinal + 1} ({before.id!r}) of the earlier run is gone from the input; put it back"
                 )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sqlite3
 import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import pytest
 from server import QUALITY
 
 from rlaif import records
@@ -55,6 +57,10 @@ class Room:
         """The most calls that were in flight together."""
         return int(self._get("/log")["peak"])
 
+    def in_flight(self) -> int:
+        """How many calls are in flight now."""
+        return int(self._get("/log")["in_flight"])
+
     def count(self) -> int:
         """How many requests there were."""
         return int(self._get("/count"))
@@ -75,6 +81,24 @@ class Room:
     def repeats(self) -> int:
         """How many requests were asked before, word by word."""
         return sum(times - 1 for times in Counter(e["id"] for e in self.log()).values())
+
+
+@dataclass
+class Books:
+    """A purchase that notes what a model tells it."""
+
+    begun: int = 0
+    kept: list[bytes] = field(default_factory=list)
+    faults: list[tuple[str, int | None, bytes]] = field(default_factory=list)
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    async def keep(self, body: bytes) -> None:
+        self.kept.append(body)
+
+    async def fault(self, kind: str, status: int | None, body: bytes) -> None:
+        self.faults.append((kind, status, body))
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -111,6 +135,28 @@ def start(*arguments: object, **more: Any) -> subprocess.Popen[str]:
         env=environment(),
         **more,
     )
+
+
+def python(code: str, *arguments: object) -> list[str]:
+    """The command that runs this code in a process of its own."""
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def in_namespace(setup: str, *commands: Sequence[str]) -> str:
+    """What the commands print where `setup`, a shell command, has mounted file systems that nobody else sees.
+
+    Skips the test where the kernel lets this user mount nothing.
+    """
+    script = f"{{ {setup}; }} || exit 99\n" + "\n".join(map(shlex.join, commands))
+    command = ["unshare", "-rm", "sh", "-ec", script]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment())
+    except FileNotFoundError:
+        pytest.skip("there is no unshare(1) to mount a file system of a known size")
+    if done.returncode == 99 or done.stderr.startswith("unshare:"):
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    assert done.returncode == 0, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
+    return done.stdout
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> Path:

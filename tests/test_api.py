@@ -334,12 +334,13 @@ def test_a_slow_reader_gets_everything(tmp_path):
 
 
 def test_two_runs_in_one_directory_exclude_each_other(tmp_path):
-    records = iter(generate(tmp_path))
+    more_than_is_read_ahead = [f"Question {k}?" for k in range(300)]
+    records = iter(generate(tmp_path, more_than_is_read_ahead))
     next(records)
     with pytest.raises(rlaif.InputError, match="another process"):
-        generate(tmp_path).wait()
+        generate(tmp_path, more_than_is_read_ahead).wait()
     records.close()
-    assert generate(tmp_path).wait()["state"] == "done"
+    assert generate(tmp_path, more_than_is_read_ahead).wait()["state"] == "done"
 
 
 def test_more_samples_more_prompts_and_another_judge_buy_only_what_is_new(tmp_path):

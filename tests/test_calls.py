@@ -112,16 +112,45 @@ def test_equal_requests_at_once_share_one_call(room: Room, tmp_path: Path) -> No
     assert len({c.text for c in found}) == 1 and (room.count(), tally.policy) == (1, 1)
 
 
-def test_one_waiter_that_gives_up_leaves_the_call_to_the_others(room: Room, tmp_path: Path) -> None:
-    async def work(client: Client) -> Choice:
-        first, second = (asyncio.ensure_future(client.answer(ASKED)) for _ in range(2))
-        await asyncio.sleep(0.02)
-        first.cancel()
-        return await second
+@pytest.mark.parametrize(("leaves", "calls"), [(0, 2), (1, 1), (2, 1)], ids=["buyer", "waiter", "last"])
+def test_one_who_gives_up_leaves_the_call_to_the_others(room: Room, tmp_path: Path, leaves: int, calls: int) -> None:
+    """If it is the one who buys, the next one who waits buys anew, once."""
 
-    room.set(latency_s=0.1)
+    async def work(client: Client) -> list[Choice]:
+        asking = [asyncio.ensure_future(client.answer(ASKED)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        asking.pop(leaves).cancel()
+        return await asyncio.gather(*asking)
+
+    room.set(latency_s=0.2)
+    found, tally = session(room, tmp_path, work)
+    assert len(found) == 2 and found[0].text and found[0] == found[1]
+    assert (room.count(), tally.policy) == (calls, 1)
+
+
+def test_nothing_is_bought_when_all_give_up_together(room: Room, tmp_path: Path) -> None:
+    async def work(client: Client) -> list[Any]:
+        asking = [asyncio.ensure_future(client.answer(ASKED)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        for one in asking:
+            one.cancel()
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        return found
+
+    room.set(latency_s=0.2)
+    found, tally = session(room, tmp_path, work)
+    assert [type(one) for one in found] == [asyncio.CancelledError] * 3
+    assert (room.count(), tally.policy) == (1, 0)
+
+
+def test_a_failure_is_everybodys_who_shares_the_call(room: Room, tmp_path: Path) -> None:
+    async def work(client: Client) -> list[Any]:
+        return await asyncio.gather(*(client.answer(ASKED) for _ in range(3)), return_exceptions=True)
+
+    room.set(failure="too_long", latency_s=0.05)
     found, _ = session(room, tmp_path, work)
-    assert found.text and room.count() == 1
+    assert [getattr(one, "kind", one) for one in found] == ["too_long"] * 3 and room.count() == 1
 
 
 def test_the_delimiter_is_no_part_of_a_calls_key(room: Room, tmp_path: Path) -> None:
@@ -156,6 +185,7 @@ def test_a_stop_is_not_stored(room: Room, tmp_path: Path) -> None:
 
     room.set(failure="auth")
     session(room, tmp_path, stopped)
+    assert room.count() == 2, "a refused key is asked once more"
     room.set()
     assert len(session(room, tmp_path, lambda client: draw(client, 2))[0]) == 2
 
@@ -195,10 +225,11 @@ def test_an_endpoint_may_say_what_is_no_text(room: Room, tmp_path: Path) -> None
 def test_tokens_that_are_no_count_are_unknown(room: Room, tmp_path: Path, usage: str) -> None:
     room.set(usage=usage)
     found, tally = session(room, tmp_path, lambda client: draw(client, 3))
-    assert len(found) == 3 and tally.tokens == 0
+    assert len(found) == 3 and (tally.prompt_tokens, tally.completion_tokens) == (0, 0)
     with closing(Ledger.read(tmp_path)) as ledger:
-        spend = ledger.spend()
-    assert (spend.prompt_tokens, spend.completion_tokens, spend.uncounted) == (None, None, 1)
+        (spend,) = ledger.spend()
+    assert (spend.calls, spend.uncounted, spend.prompt_tokens, spend.completion_tokens) == (1, 1, 0, 0)
+    assert spend.guessed_prompt_tokens > 0 and spend.guessed_completion_tokens > 0
 
 
 # What a 400 teaches
@@ -243,11 +274,13 @@ def test_a_refusal_that_nothing_helps_against_is_a_failure(room: Room, tmp_path:
     assert room.count() <= 3
 
 
-def test_a_body_that_is_no_answer_is_paid_for_and_asked_again(room: Room, tmp_path: Path) -> None:
+def test_a_body_that_is_no_answer_is_kept_counted_and_asked_again(room: Room, tmp_path: Path) -> None:
     room.set(fault_first=1, faults="no_choices")
     found, tally = session(room, tmp_path, lambda client: draw(client, 2))
-    assert (len(found), room.count(), tally.policy) == (2, 2, 2)
+    assert (len(found), room.count(), tally.policy, tally.faults) == (2, 2, 1, 1)
     assert session(room, tmp_path, lambda client: draw(client, 2))[0] == found and room.count() == 2
+    with closing(Ledger.read(tmp_path)) as ledger:
+        assert (ledger.faults(), ledger.maybe_lost()) == ({"bad_body": 1}, 1)
 
 
 def test_more_choices_than_asked_for_do_no_harm(room: Room, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -108,6 +109,7 @@ def test_summary_counts_what_happened(run: Finished) -> None:
         "completion": sum(e["usage"]["completion_tokens"] for e in log),
     }
     assert (said["prompts"], said["pairs"], said["dropped"], said["state"]) == (6, 6, {}, "done")
+    assert (said["faults"], said["maybe_lost"], said["failures"]) == ({}, 0, [])
     assert (said["flip_rate"], said["no_verdict_rate"], said["first_shown_rate"]) == (0.0, 0.0, 0.5)
     longer = [len(r["chosen"][0]["content"]) - len(r["rejected"][0]["content"]) for r in read_rows(run.out / "dpo.jsonl")]
     assert said["longer_chosen_rate"] == pytest.approx(sum(x > 0 for x in longer) / sum(x != 0 for x in longer))
@@ -344,7 +346,13 @@ def test_faults_change_no_byte(run: Finished, new_room: NewRoom, tmp_path: Path)
     generate(room, run.prompts, tmp_path / "run")
     assert dpo(tmp_path / "run") == dpo(run.out)
     assert room.count() > 78 + 15
-    assert summary(tmp_path / "run")["no_verdict_rate"] == 0.0
+    found, log = summary(tmp_path / "run"), room.log()
+    assert found["no_verdict_rate"] == 0.0 and found["calls"] == {"policy": 6, "judge": 72, "reused": 0}
+    statuses = Counter(e["status"] for e in log)
+    assert sum(found["faults"].values()) == room.count() - 78
+    assert (found["faults"]["http_429"], found["faults"]["http_500"]) == (statuses[429], statuses[500])
+    assert found["faults"]["broken"] == statuses[0] and found["faults"]["bad_body"] == statuses[200] - 78
+    assert found["maybe_lost"] == statuses[0] + statuses[200] - 78
 
 
 def test_each_fault_gets_at_least_four_attempts(room: Room, tmp_path: Path) -> None:
@@ -554,7 +562,7 @@ def test_endpoint_that_says_no_stops_the_run_resumably(
     room.set(failure=failure, fail_after=20, latency_s=0.01)
     said = generate(room, run.prompts, out, "--concurrency", 4, expect=3)
     assert f"({kind})" in said
-    assert room.count() <= 20 + 4, "calls went on after the refusal"
+    assert room.count() <= 20 + 4 + (kind == "auth"), "calls went on after the refusal, and what confirms it"
     stopped = summary(out)
     assert (stopped["state"], stopped["stopped"]["kind"]) == ("stopped", kind)
     assert not (out / "dpo.jsonl").exists()

@@ -6,6 +6,7 @@ import asyncio
 import math
 
 import pytest
+from helpers import Books
 
 from rlaif.errors import CallFailed, InputError
 from rlaif.models import fake
@@ -15,18 +16,10 @@ TEXT = "Request: x\nA: quality {0}\nB: quality {1}\nEnd with [[A]], [[B]] or [[C
 
 
 def ask(name: str, text: str, **settings):
-    async def send():
-        kept = []
-
-        async def keep(body: bytes) -> None:
-            kept.append(body)
-
-        model = fake.make(name)
-        body = await model.send(Request(({"role": "user", "content": text},), **settings), keep)
-        assert kept == [body]
-        return model.read(body)
-
-    return asyncio.run(send())
+    model, books = fake.make(name), Books()
+    reply = asyncio.run(model.send(Request(({"role": "user", "content": text},), **settings), books))
+    assert books.begun == len(books.kept) == 1 and model.read(books.kept[0]) == reply
+    return reply
 
 
 def script(tmp_path, content: str) -> str:

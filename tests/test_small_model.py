@@ -14,13 +14,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from helpers import Books
 
 import rlaif
 from rlaif.endpoint import Endpoint
 from rlaif.errors import CallFailed, InputError
 from rlaif.ledger import Ledger
 from rlaif.models import Models, chat, gguf, openai, smollm2
-from rlaif.types import Choice, Request
+from rlaif.types import Choice, Reply, Request
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is missing: pip install 'rlaif[gguf]'")
 if smollm2.find() is None:
@@ -35,13 +36,9 @@ def ask(*requests: Request, extra_body: dict[str, object] | None = None) -> list
     async def run() -> list[tuple[Choice, ...]]:
         models = Models(concurrency=8, timeout_s=120, extra_body=extra_body)
         model = models.open("smollm2")
-
-        async def keep(body: bytes) -> None:
-            assert json.loads(body)["choices"]
-
         try:
-            bodies = await asyncio.gather(*(model.send(request, keep) for request in requests))
-            return [model.read(body).choices for body in bodies]
+            replies = await asyncio.gather(*(model.send(request, Books()) for request in requests))
+            return [reply.choices for reply in replies]
         finally:
             await models.close()
 
@@ -56,22 +53,18 @@ def test_samples_follow_the_seed_and_differ_among_each_other() -> None:
 
 
 def test_tokens_of_every_choice_are_counted() -> None:
-    bodies: list[bytes] = []
+    books = Books()
 
-    async def run() -> None:
+    async def run() -> Reply:
         models = Models(concurrency=8, timeout_s=120)
-
-        async def keep(body: bytes) -> None:
-            bodies.append(body)
-
         try:
-            await models.open("smollm2").send(Request(HELLO, n=4, max_tokens=20, temperature=1.0, seed=1), keep)
+            return await models.open("smollm2").send(Request(HELLO, n=4, max_tokens=20, temperature=1.0, seed=1), books)
         finally:
             await models.close()
 
-    asyncio.run(run())
-    counted = chat.read(bodies[0]).completion_tokens
+    counted = asyncio.run(run()).completion_tokens
     assert counted is not None and 60 <= counted <= 84  # four answers of about 20 tokens, not one
+    assert [chat.read(body).completion_tokens for body in books.kept] == [counted]
 
 
 def test_letters_have_probabilities_and_a_grammar_leaves_nothing_else() -> None:
@@ -168,11 +161,7 @@ def test_behind_its_own_http_server_it_is_an_endpoint_like_any(tmp_path: Path) -
 def test_closing_ends_the_server_and_leaves_no_port_open() -> None:
     async def run() -> str:
         model = gguf.Gguf("smollm2", smollm2.path(), weights="x", concurrency=2, timeout_s=60)
-
-        async def keep(body: bytes) -> None:
-            pass
-
-        await model.send(Request(HELLO, max_tokens=2), keep)
+        await model.send(Request(HELLO, max_tokens=2), Books())
         loaded = await model._loading  # type: ignore[misc]
         address = str(loaded._server.listening_address)
         del loaded
@@ -184,11 +173,8 @@ def test_closing_ends_the_server_and_leaves_no_port_open() -> None:
     transport = openai.AiohttpTransport(address + "/v1", api_key=None, timeout_s=5)
 
     async def probe() -> None:
-        async def keep(body: bytes) -> None:
-            pass
-
         try:
-            await endpoint.call(lambda: transport.post({"messages": []}), keep, chat.read)
+            await endpoint.call(lambda: transport.post({"messages": []}), Books(), chat.read)
         finally:
             await transport.close()
 

@@ -24,6 +24,7 @@ from rlaif.doctor.rescue import collect, roots
 from rlaif.doctor.sieve import Totals, in_words, label_of
 from rlaif.doctor.source import UNREADABLE, Source, check_kind, not_begun, opened
 from rlaif.doctor.tables import Row, Table, tables
+from rlaif.ledger import crc_of
 
 KEY_BYTES = 16
 _SHOWN = 5
@@ -237,8 +238,8 @@ class _Check:
                     " (calls, uncounted, prompt, cached and completion tokens)"
                 )
         for row in rows:
-            if row[2] not in (0, 1) or not all(isinstance(n, int) and n >= 0 for n in row[8:]):
-                self.problems.append(f"spend, {row[0]} as {row[1]}: {row[2:]} are no totals")
+            if crc_of(*row[:-1]) != row[-1]:
+                self.problems.append(f"spend, {row[0]} as {row[1]}: its checksum is wrong")
 
 
 def _body(table: Table, row: Row) -> str | None:

@@ -21,8 +21,9 @@ from rlaif.doctor.pages import FREE, IN_USE, View
 from rlaif.doctor.report import Report
 from rlaif.doctor.sieve import Saved, Sieve, Totals, in_words
 from rlaif.doctor.source import UNREADABLE, Source, check_kind, opened
-from rlaif.doctor.tables import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, Row, Table, layout, tables
+from rlaif.doctor.tables import Row, Table, layout, tables
 from rlaif.errors import InputError
+from rlaif.ledger import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, crc_of
 
 _LEAST_ROW = 30  # bytes that a row of calls or faults takes at the least
 _WITNESSES = {
@@ -45,7 +46,7 @@ def salvage(directory: Path, out: Path) -> Report:
         if not any(saved.rows.values()):
             raise InputError(f"{str(source.path)!r} holds no row of a run that could be saved")
         for row in _spend(saved):
-            db.execute(f"INSERT INTO spend VALUES ({', '.join('?' * len(row))})", row)
+            db.execute(f"INSERT INTO spend VALUES ({', '.join('?' * len(row))}, ?)", (*row, crc_of(*row)))
     with suppress(OSError):  # `export` reads it; a resume writes it again
         shutil.copyfile(directory / "config.yaml", out / "config.yaml")
     return Report(
@@ -167,15 +168,8 @@ def roots(view: View) -> dict[str, int]:
 
 
 def _plausible(row: Row, most: int) -> bool:
-    """Whether this can have been a row of `spend`, which has no checksum."""
-    texts, numbers = row[:2], row[2:]
-    return (
-        len(row) == 10
-        and all(isinstance(t, str) and t.isprintable() for t in texts)
-        and all(isinstance(n, int) and n >= 0 for n in numbers)
-        and row[2] in (0, 1)
-        and row[4] <= row[3] <= most
-    )
+    """Whether this was a row of `spend`, of no more calls than there is room for."""
+    return len(row) == 11 and crc_of(*row[:-1]) == row[-1] and row[3] <= most
 
 
 def _spend(saved: Saved) -> Iterator[Row]:

@@ -22,9 +22,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rlaif.doctor.pages import MAGIC, View, guess_page_size, is_header, page_size_of, text
-from rlaif.doctor.tables import APPLICATION_ID, SCHEMA_VERSION, layout, tables
+from rlaif.doctor.tables import layout, tables
 from rlaif.doctor.wal import Wal, read_wal
 from rlaif.errors import InputError
+from rlaif.ledger import APPLICATION_ID, SCHEMA_VERSION
 
 UNREADABLE = (sqlite3.Error, OverflowError, UnicodeDecodeError)
 """What reading a damaged database raises: Python cannot even decode some of SQLite's own messages about it."""
@@ -110,6 +111,22 @@ def opened(directory: Path, *, alone: bool = False) -> Iterator[Source]:
         # A writer moves on while its WAL is read; SQLite's own reading is the only one that counts then.
         wal = None if log is None or owner is not None else read_wal(log, page_size_of(_start(main)) or _USUAL_PAGE)
         yield Source(directory, main, log, wal, owner)
+
+
+def check_log(directory: Path) -> None:
+    """Raises InputError if SQLite would pass over committed answers, and then write over them: behind damage in the WAL, or
+    beside a database that is empty. A directory without a run is fine.
+    """
+    if not (directory / "run.sqlite").is_file():
+        return
+    with opened(directory) as source:
+        lost = source.wal is not None and (source.wal.lost or (not source.size and source.wal.frames))
+    if lost:
+        where = str(directory / "run.sqlite-wal")
+        raise InputError(
+            f"{where!r} is damaged, and what was bought last lies behind the damage: `rlaif doctor {directory}` says what can"
+            " be saved"
+        )
 
 
 def check_kind(db: sqlite3.Connection, path: Path) -> list[str]:

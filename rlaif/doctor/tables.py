@@ -6,44 +6,13 @@ A row that fits its table's columns and whose checksum is right was written by a
 from __future__ import annotations
 
 import sqlite3
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-# from ledger
-SCHEMA_VERSION = 2
-APPLICATION_ID = 0x726C6166  # "rlaf"
-SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE prompts (ordinal INTEGER PRIMARY KEY, id TEXT NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE calls (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT NOT NULL, model TEXT NOT NULL,
-                    kept_at REAL NOT NULL, kind TEXT, keys BLOB NOT NULL, prompt_tokens INTEGER, cached_tokens INTEGER,
-                    completion_tokens INTEGER, body BLOB NOT NULL, crc INTEGER NOT NULL);
-CREATE INDEX calls_of ON calls(ordinal);
-CREATE INDEX failed ON calls(ordinal) WHERE kind IS NOT NULL;
-CREATE TABLE faults (id INTEGER PRIMARY KEY, ordinal INTEGER NOT NULL, role TEXT NOT NULL, model TEXT NOT NULL,
-                     at REAL NOT NULL, kind TEXT NOT NULL, status INTEGER, body BLOB NOT NULL, crc INTEGER NOT NULL);
-CREATE TABLE spend (model TEXT NOT NULL, role TEXT NOT NULL, free INTEGER NOT NULL, calls INTEGER NOT NULL,
-                    uncounted INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL,
-                    completion_tokens INTEGER NOT NULL, guessed_prompt_tokens INTEGER NOT NULL,
-                    guessed_completion_tokens INTEGER NOT NULL, PRIMARY KEY (model, role)) WITHOUT ROWID;
-CREATE TABLE records (ordinal INTEGER PRIMARY KEY, calls INTEGER NOT NULL, body BLOB NOT NULL, crc INTEGER NOT NULL);
-CREATE INDEX finished ON records(ordinal, calls);
-"""
-
-
-def crc_of(*values: Any) -> int:
-    """The checksum of a row's columns."""
-    crc = 0
-    for value in values:
-        crc = zlib.crc32(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"), crc)
-    return crc
-
-
-# end of what is from ledger
+from rlaif.ledger import SCHEMA, crc_of
 
 Row = tuple[Any, ...]
 _KINDS: Mapping[str, type] = {"INTEGER": int, "TEXT": str, "BLOB": bytes, "REAL": float}

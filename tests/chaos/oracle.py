@@ -30,7 +30,7 @@ class Asked:
         messages, model = _sorted_json(body["messages"]), _sorted_json(body["model"])
         rest = _sorted_json({name: value for name, value in body.items() if name != "messages"})
         self.id = hashlib.sha256(f"{messages}{rest}".encode()).hexdigest()[:24]
-        self.judge = bool(body.get("logprobs")) or "[[A]]" in body["messages"][-1]["content"]
+        self.judge = bool(body.get("logprobs")) or "[[A]]" in text_of(body["messages"][-1])
         self._mark = hashlib.sha256(f"[{model}, {messages}, [".encode())
         self._seed = _sorted_json(body.get("seed"))
 
@@ -41,6 +41,12 @@ class Asked:
         return mark.hexdigest()
 
 
+def text_of(message: dict[str, Any]) -> str:
+    """What a message says: its content is a text, or a list of parts."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
 def answer(how: Behaviour, asked: Asked, more: int = 0) -> dict[str, Any]:
     """The completion of a request, with `more` choices than the behaviour says."""
     body = asked.body
@@ -48,7 +54,7 @@ def answer(how: Behaviour, asked: Asked, more: int = 0) -> dict[str, Any]:
     n = min(n if n == 1 else max(1, n - how.missing_choices), how.most_choices)
     verdict = _verdict(how, body) if asked.judge else None
     choices = [_choice(how, asked, index, verdict) for index in range(max(1, n + more))]
-    prompt = sum(len(m["content"].split()) for m in body["messages"])
+    prompt = sum(len(text_of(m).split()) for m in body["messages"])
     said = sum(len((c["message"]["content"] or "").split()) for c in choices)
     usage = {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
     return {"id": asked.id, "object": "chat.completion", "model": body["model"], "choices": choices, "usage": usage}
@@ -92,7 +98,7 @@ def _verdict(how: Behaviour, body: dict[str, Any]) -> float | str:
         return "I would rather not say." if how.judge == "unreadable" else "At first [[A]], but then [[B]]."
     if how.judge in ("first", "tie"):
         return 0.9 if how.judge == "first" else 0.5
-    shown = [float(q) for q in QUALITY.findall(body["messages"][-1]["content"])][-2:]
+    shown = [float(q) for q in QUALITY.findall(text_of(body["messages"][-1]))][-2:]
     return 1.0 / (1.0 + math.exp(6.0 * (shown[1] - shown[0]))) if len(shown) == 2 else "I see no two answers."
 
 
