@@ -298,11 +298,13 @@ class Ledger:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """What is read inside is of one moment, whatever is written meanwhile."""
-        self._reader.execute("BEGIN")
+        with _damage(self.directory):
+            self._reader.execute("BEGIN")
         try:
             yield
         finally:
-            self._reader.execute("COMMIT")
+            with suppress(sqlite3.Error):  # where the file is damaged, as what was read inside has said
+                self._reader.execute("ROLLBACK")
 
     def spend(self) -> list[SpendRow]:
         """What this directory's calls have used so far, a row for each model and role."""
