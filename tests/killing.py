@@ -203,7 +203,7 @@ def _figures(victim: Victim, whole: Path, total: int) -> dict[str, Any]:
 
 
 def _lost(log: Sequence[dict[str, Any]], kills: Sequence[Kill]) -> list[int]:
-    """How many answers were worked out between a kill and the one before that were not on file then, and will be bought again."""
+    """How many answers were worked out since the kill before and were not on file at a kill: they are bought again."""
     lost, since = [], 0
     for kill in kills:
         given = {entry["id"] for entry in log[since : kill.asked] if entry["billed"] and entry["status"] == 200}
