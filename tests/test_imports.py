@@ -14,7 +14,7 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LEVELS = [
     ["types", "errors"],
-    ["keys", "templates", "config", "data", "records", "ranking", "pairs", "audit", "export"],
+    ["keys", "templates", "config", "data", "records", "ranking", "pairs", "audit", "export", "pace"],
     ["aio", "engine", "ledger", "endpoint", "calls", "sampling"],
     ["models"],
     ["judges"],
