@@ -17,6 +17,7 @@ what it saves must be read again. Everything else is a failure, and listed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import os
 import platform
@@ -30,10 +31,11 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ from helpers import write_prompts
 from rlaif import doctor, results
 from rlaif.doctor.wal import read_wal
 from rlaif.errors import InputError, StopRun
-from rlaif.ledger import Ledger, Stored
+from rlaif.ledger import Ledger, PromptRow, Stored
 
 MAIN, LOG = "run.sqlite", "run.sqlite-wal"
 TABLES = ("prompts", "calls", "faults", "records")
@@ -62,7 +64,8 @@ class Victim:
 
     directory: Path
     keys: Sequence[tuple[int, bytes]]
-    names: Sequence[str]
+    facts: Mapping[str, str]
+    prompts: Sequence[PromptRow]
     whole: str
     commits: frozenset[str]
     rows: Rows
@@ -127,9 +130,10 @@ def _known(directory: Path) -> Victim:
     assert wal is not None and wal.applied and wal.broken_at is None, "the log of a run that works is whole"
     with _copy(directory) as copy, closing(sqlite3.connect(copy / MAIN)) as db:
         rows = {name: set(db.execute(f"SELECT * FROM {name}")) for name in TABLES}
-        names = [name for (name,) in db.execute("SELECT name FROM meta ORDER BY name")]
+        facts = dict(db.execute("SELECT name, value FROM meta ORDER BY name"))
     keys = [(row[1], row[6][at : at + 16]) for row in sorted(rows["calls"]) for at in range(0, len(row[6]), 16)]
-    known = Victim(directory, keys, names, "", frozenset(), rows)
+    prompts = [PromptRow(ordinal, name, zlib.decompress(body)) for ordinal, name, body, _ in sorted(rows["prompts"])]
+    known = Victim(directory, keys, facts, prompts, "", frozenset(), rows)
     with _copy(directory) as copy:
         whole = content(copy, known)
     commits = set()
@@ -146,7 +150,7 @@ def _known(directory: Path) -> Victim:
     said = f"{len(commits)} states, {backfilled} of {wal.applied} frames are in the database"
     say(f"{directory.name}: database {sizes[0]:,} bytes, log {sizes[1]:,}, {said}")
     assert whole in commits
-    return Victim(directory, keys, names, whole, frozenset(commits), rows)
+    return replace(known, whole=whole, commits=frozenset(commits))
 
 
 @contextmanager
@@ -170,7 +174,7 @@ def content(directory: Path, known: Victim) -> str:
 
     with closing(Ledger.read(directory)) as ledger, ledger.snapshot():
         take(ledger.prompts(), ledger.finished(), ledger.finished(10), ledger.maybe_lost())
-        take([(name, ledger.meta(name)) for name in known.names])
+        take([(name, ledger.meta(name)) for name in known.facts])
         for read in (ledger.unfinished(), ledger.records(), ledger.finished_now()(), ledger.uses()):
             for row in read:
                 take(row)
@@ -287,11 +291,37 @@ def _salvage(done: Trial, copy: Path, victim: Victim) -> float:
     if again.damaged:
         done.failures.append(f"what was saved is damaged: {again.problems[0]}")
     try:
+        _export(new)
+        asyncio.run(_begin(new, victim))
         content(new, victim)
-    except InputError as error:
-        if "holds no run that was started" not in str(error):
-            done.failures.append(f"what was saved cannot be read: {_plain(error, new)}")
+    except (InputError, StopRun) as error:
+        done.failures.append(f"what was saved cannot be gone on with: {_plain(error, new)}")
     return sum(map(len, rows.values())) / sum(map(len, victim.rows.values()))
+
+
+def _export(directory: Path) -> None:
+    """Reads the run's rows, unless what says how it was run is lost."""
+    with closing(Ledger.read(directory)) as ledger:
+        begun = ledger.meta("config") is not None
+    if begun:
+        for _ in results.rows(directory, "dpo"):
+            pass
+
+
+async def _begin(directory: Path, victim: Victim) -> None:
+    """Begins a run on what was saved as the command does, if it is given the same input."""
+    doctor.check_log(directory)
+    ledger = Ledger.open(directory)
+    try:
+        facts = dict(victim.facts)
+        prompts = None if ledger.meta("source") == facts["source"] else lambda: iter(victim.prompts)
+        await ledger.begin(facts, prompts, plan=facts["plan"], changed=_refuse)
+    finally:
+        ledger.close()
+
+
+def _refuse(before: PromptRow | None, now: PromptRow | None) -> None:
+    raise InputError(f"{before} has become {now}")
 
 
 def _read(done: Trial, copy: Path, victim: Victim) -> str | None:
@@ -374,7 +404,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What becomes of damaged ledgers.")
     parser.add_argument("--trials", type=int, default=1000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--prompts", type=int, default=300, help="of each of the runs that are damaged (%(default)s)")
+    parser.add_argument("--prompts", type=int, default=600, help="of each of the runs that are damaged (%(default)s)")
     args = parser.parse_args()
     trials = run(args.trials, args.seed, args.prompts)
     show(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}", table(COLUMNS, rows(trials), names=2))

@@ -102,6 +102,16 @@ class RunDirectory:
             os.pwrite(self._flying, _COUNTERS.pack(self._sent, self._ended), 0)
 
 
+def is_owned(directory: Path) -> bool:
+    """Whether a process works in the directory, this one included."""
+    with suppress(FileNotFoundError), open(directory / "run.lock", "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _take_lock(directory: Path) -> int:
     """The locked `run.lock`, with this process's name in it."""
     path = directory / "run.lock"
