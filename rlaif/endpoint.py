@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 MAX_WAIT_S = 900.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
-_FIRST_PROBE_S, _LONGEST_PROBE_S = 0.5, 10.0
+_FIRST_PROBE_S = 0.5
 _RETRIED = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_funds"}
 _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}
@@ -73,12 +73,13 @@ class Endpoint:
         tpm: float | None = None,
         attempts: int = 8,
         max_wait_s: float = MAX_WAIT_S,
+        longest_probe_s: float = 10.0,
     ) -> None:
         self.name, self.concurrency = name, concurrency
         self._pace = Pace(concurrency, rpm=rpm, tpm=tpm)
         self._line: deque[tuple[_Call, asyncio.Future[Flight]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._attempts, self._max_wait_s = attempts, max_wait_s
+        self._attempts, self._max_wait_s, self._longest_probe_s = attempts, max_wait_s, longest_probe_s
         self._stopped: StopRun | None = None
         self._wake: asyncio.Event | None = None
         self._accepted = 0
@@ -274,7 +275,7 @@ class Endpoint:
                 raise self._fail(call, error) from None
             landed = True
             self._pace.answered(flight, time.monotonic(), getattr(answer, "tokens", None))
-            self._accept()
+            self._accept(call)
             return answer
         finally:
             if call.alone:
@@ -282,14 +283,16 @@ class Endpoint:
             if not landed:
                 self._pace.failed(flight, time.monotonic())
 
-    def _accept(self) -> None:
+    def _accept(self, call: _Call) -> None:
         self._accepted += 1
-        self._limited_since = self._doubted = None
-        self._alive()
+        self._limited_since = None
+        if call.alone:  # what was sent before the doubt does not end it
+            self._doubted = None
+        self._alive(call)
 
-    def _alive(self) -> None:
-        """It answers, whatever it says: closes the circuit."""
-        if self._failed_in_a_row:
+    def _alive(self, call: _Call) -> None:
+        """It answers, whatever it says. That closes the circuit, if it was asked since that opened."""
+        if self._failed_in_a_row and (call.alone or self._down_since is None):
             self._failed_in_a_row = self._probes = 0
             self._failing.clear()
             self._down_since = None
@@ -320,7 +323,7 @@ class Endpoint:
             return self._limited(what, now)
         if status in _RETRIED or status >= 500:
             return self._fail(call, CallFailed("server_error", what), own=status == 500)
-        self._alive()
+        self._alive(call)
         if code in _TOO_LONG_CODES or "context length" in said or "context size" in said:
             return CallFailed("too_long", what)
         return Rejected(what, said, param)
@@ -345,7 +348,7 @@ class Endpoint:
     def _fail(self, call: _Call, failed: CallFailed, *, own: bool = False) -> Exception:
         """A failure of the endpoint, or of this call's `own`: what comes of it for the call and for the circuit."""
         if failed.kind == "too_big":
-            self._alive()
+            self._alive(call)
             return failed
         now, down = time.monotonic(), self._down_since is not None
         if not down and not self._opens(call, failed.kind):
@@ -360,7 +363,7 @@ class Endpoint:
         if now - self._down_since > self._max_wait_s:
             longest = f"for {self._max_wait_s:.0f} s (--max-wait)"
             return self.stop(StopRun("unreachable", f"{failed}; it has answered nothing {longest}"))
-        wait = min(_LONGEST_PROBE_S, _FIRST_PROBE_S * 2.0 ** min(self._probes, 10)) * random.uniform(0.8, 1.0)
+        wait = min(self._longest_probe_s, _FIRST_PROBE_S * 2.0 ** min(self._probes, 10)) * random.uniform(0.8, 1.0)
         self._probes += 1
         self._pace.hold(now, wait)
         self._why_held = f"{failed}; it is tried again"

@@ -281,7 +281,7 @@ class Run:
             self._budget.check_prices(client.billed for client in parts.clients if not client.free)
             await self._begin(ledger, parts, facts)
             write_whole(self.directory / "config.yaml", config.to_yaml().encode())
-            async with aclosing(self._work(ledger, parts, stored=stored)) as work:
+            async with aclosing(self._work(ledger, parts, stored=stored, on_stop=stop)) as work:
                 async for record in work:
                     yield record
         except InputError:
@@ -327,7 +327,9 @@ class Run:
         window = max((client.window for client in clients), default=self.config.concurrency)
         return _Parts(policies, judges, clients, window)
 
-    async def _work(self, ledger: Ledger, parts: _Parts, *, stored: bool) -> AsyncGenerator[Record, None]:
+    async def _work(
+        self, ledger: Ledger, parts: _Parts, *, stored: bool, on_stop: Callable[[StopRun], object]
+    ) -> AsyncGenerator[Record, None]:
         config, given = self.config, Given()
         propose: Propose = given
         if config.command != "judge":
@@ -354,6 +356,7 @@ class Run:
             allow_truncated=config.allow_truncated,
             save=save,
             stopping=lambda: self._interrupted,
+            on_stop=on_stop,
         )
         stopped: StopRun | None = None
         try:

@@ -116,8 +116,8 @@ def _take_lock(directory: Path) -> int:
     """The locked `run.lock`, with this process's name in it."""
     path = directory / "run.lock"
     for _ in range(_TRIES):  # the owner before may have just taken the file, and its new directory, away again
-        directory.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError), ExitStack() as stack:
+        with suppress(FileExistsError, FileNotFoundError), ExitStack() as stack:
+            directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             stack.callback(os.close, handle)
             try:

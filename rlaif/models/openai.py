@@ -179,25 +179,27 @@ class AiohttpTransport:
         if self._closed:
             raise StopRun("closed", "the run has ended")
         session = self._session or self._open()
-        payload = b""
+        chunks: list[bytes] = []
+        size = 0
         try:
             async with session.post(self._chat, data=_encoded(body)) as response:
                 async for chunk in response.content.iter_any():
-                    payload = payload + chunk if payload else chunk
-                    if len(payload) > MAX_BODY_BYTES:
-                        partial = _without(self._api_key, 0, payload[:_KEPT_BYTES])
+                    chunks.append(chunk)
+                    size += len(chunk)
+                    if size > MAX_BODY_BYTES:
+                        partial = _without(self._api_key, 0, b"".join(chunks)[:_KEPT_BYTES])
                         said = f"the response is larger than {MAX_BODY_BYTES} bytes"
                         raise TransportError(said, kind="too_big", partial=partial)
-                return Response(response.status, response.headers, _without(self._api_key, response.status, payload))
+                return Response(response.status, response.headers, _without(self._api_key, response.status, b"".join(chunks)))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             raise TransportError(f"cannot connect: {error}", kind="unreachable") from None
         except TimeoutError:
-            partial = _without(self._api_key, 0, payload)
+            partial = _without(self._api_key, 0, b"".join(chunks))
             raise TransportError(
                 f"no complete response within {self._timeout_s:g} s", kind="timeout", partial=partial
             ) from None
         except (aiohttp.ClientError, OSError) as error:
-            partial = _without(self._api_key, 0, payload)
+            partial = _without(self._api_key, 0, b"".join(chunks))
             said = f"the connection broke: {type(error).__name__}: {error}"
             raise TransportError(said, kind="broken", partial=partial) from None
 
@@ -233,7 +235,7 @@ class OpenAITransport:
     """Requests through the `openai` package's client, for its proxies, headers and authentication."""
 
     def __init__(self, url: str, *, api_key: str | None, timeout_s: float) -> None:
-        self._settings: dict[str, Any] = {"base_url": url, "api_key": api_key or "none", "timeout": timeout_s, "max_retries": 0}
+        self._settings: dict[str, Any] = {"base_url": url, "api_key": api_key or "none", "max_retries": 0}
         self._timeout_s = timeout_s
         self._client: openai.AsyncOpenAI | None = None
 
@@ -242,7 +244,8 @@ class OpenAITransport:
         import openai
 
         if self._client is None:
-            self._client = openai.AsyncOpenAI(**self._settings)
+            connect_s = min(_CONNECT_S, self._timeout_s / 2)
+            self._client = openai.AsyncOpenAI(timeout=openai.Timeout(self._timeout_s, connect=connect_s), **self._settings)
         raw = self._client.chat.completions.with_raw_response
         try:
             response = await asyncio.wait_for(
@@ -256,14 +259,19 @@ class OpenAITransport:
         except openai.APIStatusError as error:
             payload = _without(self._settings["api_key"], error.status_code, error.response.content)
             return Response(error.status_code, dict(error.response.headers), payload)
-        except (TimeoutError, openai.APITimeoutError):
+        except (TimeoutError, openai.APITimeoutError) as error:
+            if "Connect" in type(error.__cause__).__name__:  # of httpx or its successor
+                raise TransportError("cannot connect: no answer", kind="unreachable") from None
             raise TransportError(f"no complete response within {self._timeout_s:g} s", kind="timeout") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            if "Connect" in type(cause).__name__:  # ConnectError, ConnectTimeout
+            if "Connect" in type(cause).__name__:
                 raise TransportError(f"cannot connect: {cause}", kind="unreachable") from None
             raise TransportError(f"the connection broke: {type(cause).__name__}: {cause}", kind="broken") from None
         payload = _without(self._settings["api_key"], response.status_code, response.content)
+        if len(payload) > MAX_BODY_BYTES:
+            said = f"the response is larger than {MAX_BODY_BYTES} bytes"
+            raise TransportError(said, kind="too_big", partial=payload[:_KEPT_BYTES])
         return Response(response.status_code, dict(response.headers), payload)
 
     async def close(self) -> None:
