@@ -1,9 +1,9 @@
 """Measure what becomes of damaged ledgers: a real run's files are cut off or garbled, and then read in every way.
 
-Runs of the `rlaif` command against the test server (which also fails now and then) are stopped in the middle, as they are at
-that moment, database and WAL, and kept as they are. Each trial takes a copy, damages one place of one of the two files, and
-asks the doctor (`examine`, and `salvage` of what it calls damaged) and the ledger (everything that can be read of it).
-What is sound is known: the content at each commit that the files hold, and every row that was ever written.
+Runs of the `rlaif` command against the test server (which also fails now and then) are killed, gone on with, and held still
+in the middle: what they have written by then, database and WAL, is kept. Each trial takes a copy, damages one place of one
+of the two files, and asks the doctor (`examine`, and `salvage` of what it calls damaged) and the ledger (everything that can
+be read of it). What is sound is known: the content at each commit that the files hold, and every row that was ever written.
 
 The ledger must give the whole content, or that of an earlier commit (a WAL that is cut off is what a power failure leaves), or
 say that it is damaged. The doctor must not call content sound that is neither, nor save a row that no run has written, and
@@ -88,28 +88,28 @@ class Trial:
 # Victims
 
 
-def victims(room: Room, prompts: int, where: Path) -> list[Victim]:
-    """One of a run at each of SHARES of its prompts."""
+def victims(room: Room, prompts: int, where: Path, shares: Sequence[float]) -> list[Victim]:
+    """A run, with each of `shares` of its prompts finished."""
     path = write_prompts(where / "prompts.jsonl", prompts)
+    room.set(log="counts", latency_s=0.02, fault_share=0.1, faults="server_error,cut_json")
     found = []
-    for number, share in enumerate(SHARES):
-        room.set(log="counts", latency_s=0.05, fault_share=0.1, faults="server_error,cut_json")
-        kept = where / f"victim{number}"
-        _stop_in_the_middle(path, room, int(prompts * share), where / f"run{number}", kept)
+    for number, share in enumerate(shares):
+        out, kept = where / f"run{number}", where / f"victim{number}"
+        kept.mkdir()
+        _run_until(path, room, int(prompts * share / 2), out)
+        _run_until(path, room, int(prompts * share), out, kept)
         found.append(_known(kept))
     return found
 
 
-def _stop_in_the_middle(prompts: Path, room: Room, done: int, out: Path, kept: Path) -> None:
-    """Runs until so many prompts are finished, holds the process still, and copies what it has written."""
+def _run_until(prompts: Path, room: Room, done: int, out: Path, kept: Path | None = None) -> None:
+    """Runs until so many prompts are finished, holds the process still, copies what it has written, and kills it."""
     with rlaif("generate", prompts, "--out", out, "--policy", room.model(), "-n", 2, "--concurrency", 8) as run:
         while run.runs() and _finished(out) < done:
             time.sleep(0.02)
         os.kill(run.pid, signal.SIGSTOP)
-        kept.mkdir()
-        for name in (MAIN, LOG, MAIN + "-shm"):
+        for name in (MAIN, LOG, MAIN + "-shm") if kept is not None else ():
             shutil.copy(out / name, kept / name)
-    shutil.rmtree(out)
 
 
 def _finished(out: Path) -> int:
@@ -386,11 +386,11 @@ def rows(trials: Sequence[Trial]) -> list[list[str]]:
     return [row_of(kind, some) for kind, some in found if some] + [row_of(("all", ""), trials)]
 
 
-def run(count: int, seed: int, prompts: int) -> list[Trial]:
+def run(count: int, seed: int, prompts: int, shares: Sequence[float] = SHARES) -> list[Trial]:
     """So many trials on runs of so many prompts."""
     with tempfile.TemporaryDirectory() as where:
         with serving() as room:
-            found = victims(room("damage"), prompts, Path(where))
+            found = victims(room("damage"), prompts, Path(where), shares)
         trials = []
         for number in range(count):
             rng = random.Random(f"{seed} {number}")
@@ -404,7 +404,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What becomes of damaged ledgers.")
     parser.add_argument("--trials", type=int, default=1000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--prompts", type=int, default=600, help="of each of the runs that are damaged (%(default)s)")
+    parser.add_argument("--prompts", type=int, default=300, help="of each of the runs that are damaged (%(default)s)")
     args = parser.parse_args()
     trials = run(args.trials, args.seed, args.prompts)
     show(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}", table(COLUMNS, rows(trials), names=2))
