@@ -15,7 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager
+from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,8 +97,10 @@ class Run:
     def interrupt(self) -> None:
         """Lets what is in flight end and be stored, then stops with StopRun("interrupted"). May be called in any thread."""
         self._interrupted = StopRun("interrupted", "the run was interrupted")
-        if self._stop_calls is not None:
-            self._stop_calls(self._interrupted)
+        stop_calls = self._stop_calls
+        if stop_calls is not None:
+            with suppress(RuntimeError):  # its loop has just closed
+                stop_calls(self._interrupted)
 
     @property
     def directory(self) -> Path:
@@ -258,12 +260,13 @@ class Run:
             yield  # an async generator, as `iterate` wants one
 
     async def _execute(self, *, stored: bool) -> AsyncGenerator[Record, None]:
-        config = self.config
+        config, started = self.config, time.monotonic()
         models, plans = self._open()
         prices = Prices(config.prices)
         loop = asyncio.get_running_loop()
         check_log(self.directory)
         ledger = Ledger.open(self.directory)
+        self.progress, self.summary, self._stopped = Progress(started=started), None, None
         parts: _Parts | None = None
 
         def stop(reason: StopRun) -> None:
@@ -303,7 +306,7 @@ class Run:
         config, progress = self.config, self.progress
         if ledger.died_with:
             log.warning(
-                "the earlier process died with %d calls in flight: at most so many may be billed and lost", ledger.died_with
+                "an earlier run was broken off with %d calls in flight: at most so many may be billed and lost", ledger.died_with
             )
         fingerprint = await asyncio.to_thread(self._source.fingerprint)
         same = fingerprint is not None and fingerprint == ledger.meta("source")
