@@ -1,9 +1,9 @@
 """Measure what becomes of damaged ledgers: a real run's files are cut off or garbled, and then read in every way.
 
-Runs of the `rlaif` command against the test server (which also fails now and then) are stopped in the middle, as they are at
-that moment, database and WAL, and kept as they are. Each trial takes a copy, damages one place of one of the two files, and
-asks the doctor (`examine`, and `salvage` of what it calls damaged) and the ledger (everything that can be read of it).
-What is sound is known: the content at each commit that the files hold, and every row that was ever written.
+Runs of the `rlaif` command against the test server (which also fails now and then) are killed, gone on with, and held still
+in the middle: what they have written by then, database and WAL, is kept. Each trial takes a copy, damages one place of one
+of the two files, and asks the doctor (`examine`, and `salvage` of what it calls damaged) and the ledger (everything that can
+be read of it). What is sound is known: the content at each commit that the files hold, and every row that was ever written.
 
 The ledger must give the whole content, or that of an earlier commit (a WAL that is cut off is what a power failure leaves), or
 say that it is damaged. The doctor must not call content sound that is neither, nor save a row that no run has written, and
@@ -17,6 +17,7 @@ what it saves must be read again. Everything else is a failure, and listed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import os
 import platform
@@ -30,10 +31,11 @@ import sys
 import tempfile
 import time
 import traceback
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ from helpers import write_prompts
 from rlaif import doctor, results
 from rlaif.doctor.wal import read_wal
 from rlaif.errors import InputError, StopRun
-from rlaif.ledger import Ledger, Stored
+from rlaif.ledger import Ledger, PromptRow, Stored
 
 MAIN, LOG = "run.sqlite", "run.sqlite-wal"
 TABLES = ("prompts", "calls", "faults", "records")
@@ -62,7 +64,8 @@ class Victim:
 
     directory: Path
     keys: Sequence[tuple[int, bytes]]
-    names: Sequence[str]
+    facts: Mapping[str, str]
+    prompts: Sequence[PromptRow]
     whole: str
     commits: frozenset[str]
     rows: Rows
@@ -85,28 +88,28 @@ class Trial:
 # Victims
 
 
-def victims(room: Room, prompts: int, where: Path) -> list[Victim]:
-    """One of a run at each of SHARES of its prompts."""
+def victims(room: Room, prompts: int, where: Path, shares: Sequence[float]) -> list[Victim]:
+    """A run, with each of `shares` of its prompts finished."""
     path = write_prompts(where / "prompts.jsonl", prompts)
+    room.set(log="counts", latency_s=0.02, fault_share=0.1, faults="server_error,cut_json")
     found = []
-    for number, share in enumerate(SHARES):
-        room.set(log="counts", latency_s=0.05, fault_share=0.1, faults="server_error,cut_json")
-        kept = where / f"victim{number}"
-        _stop_in_the_middle(path, room, int(prompts * share), where / f"run{number}", kept)
+    for number, share in enumerate(shares):
+        out, kept = where / f"run{number}", where / f"victim{number}"
+        kept.mkdir()
+        _run_until(path, room, int(prompts * share / 2), out)
+        _run_until(path, room, int(prompts * share), out, kept)
         found.append(_known(kept))
     return found
 
 
-def _stop_in_the_middle(prompts: Path, room: Room, done: int, out: Path, kept: Path) -> None:
-    """Runs until so many prompts are finished, holds the process still, and copies what it has written."""
+def _run_until(prompts: Path, room: Room, done: int, out: Path, kept: Path | None = None) -> None:
+    """Runs until so many prompts are finished, holds the process still, copies what it has written, and kills it."""
     with rlaif("generate", prompts, "--out", out, "--policy", room.model(), "-n", 2, "--concurrency", 8) as run:
         while run.runs() and _finished(out) < done:
             time.sleep(0.02)
         os.kill(run.pid, signal.SIGSTOP)
-        kept.mkdir()
-        for name in (MAIN, LOG, MAIN + "-shm"):
+        for name in (MAIN, LOG, MAIN + "-shm") if kept is not None else ():
             shutil.copy(out / name, kept / name)
-    shutil.rmtree(out)
 
 
 def _finished(out: Path) -> int:
@@ -127,9 +130,10 @@ def _known(directory: Path) -> Victim:
     assert wal is not None and wal.applied and wal.broken_at is None, "the log of a run that works is whole"
     with _copy(directory) as copy, closing(sqlite3.connect(copy / MAIN)) as db:
         rows = {name: set(db.execute(f"SELECT * FROM {name}")) for name in TABLES}
-        names = [name for (name,) in db.execute("SELECT name FROM meta ORDER BY name")]
+        facts = dict(db.execute("SELECT name, value FROM meta ORDER BY name"))
     keys = [(row[1], row[6][at : at + 16]) for row in sorted(rows["calls"]) for at in range(0, len(row[6]), 16)]
-    known = Victim(directory, keys, names, "", frozenset(), rows)
+    prompts = [PromptRow(ordinal, name, zlib.decompress(body)) for ordinal, name, body, _ in sorted(rows["prompts"])]
+    known = Victim(directory, keys, facts, prompts, "", frozenset(), rows)
     with _copy(directory) as copy:
         whole = content(copy, known)
     commits = set()
@@ -146,7 +150,7 @@ def _known(directory: Path) -> Victim:
     said = f"{len(commits)} states, {backfilled} of {wal.applied} frames are in the database"
     say(f"{directory.name}: database {sizes[0]:,} bytes, log {sizes[1]:,}, {said}")
     assert whole in commits
-    return Victim(directory, keys, names, whole, frozenset(commits), rows)
+    return replace(known, whole=whole, commits=frozenset(commits))
 
 
 @contextmanager
@@ -170,7 +174,7 @@ def content(directory: Path, known: Victim) -> str:
 
     with closing(Ledger.read(directory)) as ledger, ledger.snapshot():
         take(ledger.prompts(), ledger.finished(), ledger.finished(10), ledger.maybe_lost())
-        take([(name, ledger.meta(name)) for name in known.names])
+        take([(name, ledger.meta(name)) for name in known.facts])
         for read in (ledger.unfinished(), ledger.records(), ledger.finished_now()(), ledger.uses()):
             for row in read:
                 take(row)
@@ -287,11 +291,37 @@ def _salvage(done: Trial, copy: Path, victim: Victim) -> float:
     if again.damaged:
         done.failures.append(f"what was saved is damaged: {again.problems[0]}")
     try:
+        _export(new)
+        asyncio.run(_begin(new, victim))
         content(new, victim)
-    except InputError as error:
-        if "holds no run that was started" not in str(error):
-            done.failures.append(f"what was saved cannot be read: {_plain(error, new)}")
+    except (InputError, StopRun) as error:
+        done.failures.append(f"what was saved cannot be gone on with: {_plain(error, new)}")
     return sum(map(len, rows.values())) / sum(map(len, victim.rows.values()))
+
+
+def _export(directory: Path) -> None:
+    """Reads the run's rows, unless what says how it was run is lost."""
+    with closing(Ledger.read(directory)) as ledger:
+        begun = ledger.meta("config") is not None
+    if begun:
+        for _ in results.rows(directory, "dpo"):
+            pass
+
+
+async def _begin(directory: Path, victim: Victim) -> None:
+    """Begins a run on what was saved as the command does, if it is given the same input."""
+    doctor.check_log(directory)
+    ledger = Ledger.open(directory)
+    try:
+        facts = dict(victim.facts)
+        prompts = None if ledger.meta("source") == facts["source"] else lambda: iter(victim.prompts)
+        await ledger.begin(facts, prompts, plan=facts["plan"], changed=_refuse)
+    finally:
+        ledger.close()
+
+
+def _refuse(before: PromptRow | None, now: PromptRow | None) -> None:
+    raise InputError(f"{before} has become {now}")
 
 
 def _read(done: Trial, copy: Path, victim: Victim) -> str | None:
@@ -356,11 +386,11 @@ def rows(trials: Sequence[Trial]) -> list[list[str]]:
     return [row_of(kind, some) for kind, some in found if some] + [row_of(("all", ""), trials)]
 
 
-def run(count: int, seed: int, prompts: int) -> list[Trial]:
+def run(count: int, seed: int, prompts: int, shares: Sequence[float] = SHARES) -> list[Trial]:
     """So many trials on runs of so many prompts."""
     with tempfile.TemporaryDirectory() as where:
         with serving() as room:
-            found = victims(room("damage"), prompts, Path(where))
+            found = victims(room("damage"), prompts, Path(where), shares)
         trials = []
         for number in range(count):
             rng = random.Random(f"{seed} {number}")

@@ -1,4 +1,4 @@
-"""Two things asyncio lacks: waiting for all before raising, and an async iterator read from synchronous code."""
+"""Two things asyncio lacks: waiting for all before raising, and an async generator read from synchronous code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import queue
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,8 +25,8 @@ async def all_of(*awaitables: Awaitable[T]) -> list[T]:
     return results  # type: ignore[return-value]
 
 
-def iterate(make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
-    """Reads an async iterator from synchronous code, also inside a running event loop (a notebook).
+def iterate(make: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
+    """Reads an async generator from synchronous code, also inside a running event loop (a notebook).
 
     It runs in a thread with a loop of its own, at most 64 items ahead. Closing the generator cancels it and waits for it.
     """
@@ -40,10 +40,11 @@ def iterate(make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
         loop = asyncio.get_running_loop()
         if task is not None:
             stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        async for item in make():
-            while not room.acquire(blocking=False):
-                await asyncio.sleep(0.005)
-            items.put((item, None))
+        async with contextlib.aclosing(make()) as source:  # else a cancelled wait for room would leave its end to the loop's
+            async for item in source:
+                while not room.acquire(blocking=False):
+                    await asyncio.sleep(0.005)
+                items.put((item, None))
 
     def work() -> None:
         try:

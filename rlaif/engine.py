@@ -2,7 +2,8 @@
 
 A prompt's own work is sampling, then judging; different prompts overlap, at most `window` of them: no prompt waits for
 another. The first judgement of a prompt goes ahead of its others, so that these find the shared prefix in the endpoint's
-cache. When the run has to stop, nothing new begins, what is in flight ends and is stored, and StopRun is raised at the end.
+cache. When the run has to stop, or one prompt's work meets a bug, nothing new begins, what is in flight ends and is stored, and
+the reason is raised at the end.
 """
 
 from __future__ import annotations
@@ -28,33 +29,42 @@ async def run(
     allow_truncated: bool,
     save: Callable[[Record], Awaitable[None]] | None = None,
     stopping: Stopping = lambda: None,
+    on_stop: Callable[[StopRun], object] = lambda reason: None,
 ) -> AsyncGenerator[Record, None]:
     """Yields each prompt's record when it is finished and saved, in no fixed order. Raises StopRun.
 
-    `stopping` is asked before a prompt or a judgement begins; the reason that it gives ends the run. At most `window` records
-    wait for the reader; then the work waits too.
+    `stopping` is asked before a prompt or a judgement begins; the reason that it gives ends the run. `on_stop` is told why the
+    run ends as soon as it does: calls that wait for their turn can end then. At most `window` records wait for the reader, and
+    one more in each place; then the work waits too.
     """
     waiting = iter(prompts)
     finished: asyncio.Queue[Record | None] = asyncio.Queue(window)
     stop: list[BaseException] = []
+    told: list[StopRun] = []
 
     async def work() -> None:
         """One place of the window: a prompt after another."""
         try:
-            while not stop:
-                reason = stopping()
-                if reason is not None:
-                    raise reason
+            while (reason := why_stop()) is None:
                 prompt = next(waiting, None)
                 if prompt is None:
                     return
-                record = await _record(prompt, propose, judges, allow_truncated, stopping)
+                record = await _record(prompt, propose, judges, allow_truncated, why_stop)
                 if save is not None:
                     await save(record)
                 await finished.put(record)
+            raise reason
         except Exception as error:  # the first one ends the run; a bug counts for more than a reason to stop
             if not stop or not isinstance(error, StopRun):
                 stop.insert(0, error)
+            if not told:
+                told.append(
+                    error if isinstance(error, StopRun) else StopRun("failed", f"the work on a prompt failed: {error!r}")
+                )
+                on_stop(told[0])
+
+    def why_stop() -> StopRun | None:
+        return told[0] if told else stopping()
 
     places = [asyncio.ensure_future(work()) for _ in range(window)]
     ended = asyncio.ensure_future(_after(places, finished))

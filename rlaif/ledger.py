@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 from rlaif.errors import InputError, StopRun
 from rlaif.prices import SpendRow, Usage, guess_tokens, is_completion, usage_of
-from rlaif.rundir import RunDirectory
+from rlaif.rundir import RunDirectory, is_owned
 
 log = logging.getLogger("rlaif")
 
@@ -56,6 +56,7 @@ CREATE INDEX finished ON records(ordinal, calls);
 _GROUP, _BATCH, _SPAN = 512, 256, 2**16
 _GATHER_S = 0.004
 KEY_BYTES = 16
+_ALL = 2**62
 _OF_THE_DISK = (
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
@@ -298,11 +299,13 @@ class Ledger:
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """What is read inside is of one moment, whatever is written meanwhile."""
-        self._reader.execute("BEGIN")
+        with _damage(self.directory):
+            self._reader.execute("BEGIN")
         try:
             yield
         finally:
-            self._reader.execute("COMMIT")
+            with suppress(sqlite3.Error):  # where the file is damaged, as what was read inside has said
+                self._reader.execute("ROLLBACK")
 
     def spend(self) -> list[SpendRow]:
         """What this directory's calls have used so far, a row for each model and role."""
@@ -350,10 +353,11 @@ class Ledger:
         if not kept:
             return 0
         self._last_called = max(self._last_called, ordinal)
-        shelf = self._shelf(ordinal)
-        for choice, key in enumerate(keys):
-            shelf.answers[key] = Stored(call, choice)
-        shelf.used.add(call)
+        shelf = self._shelves.get(ordinal)
+        if shelf is not None:  # else it is filled from the file when it is asked for
+            for choice, key in enumerate(keys):
+                shelf.answers[key] = Stored(call, choice)
+            shelf.used.add(call)
         return call
 
     async def fail(self, ordinal: int, keys: Sequence[bytes], kind: str, message: str, *, role: str, model: str) -> None:
@@ -364,7 +368,8 @@ class Ledger:
         call = self._next_call()
         await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
         self._last_called = max(self._last_called, ordinal)
-        self._shelf(ordinal).answers.update(dict.fromkeys(keys, Failure(kind, message)))
+        if (shelf := self._shelves.get(ordinal)) is not None:
+            shelf.answers.update(dict.fromkeys(keys, Failure(kind, message)))
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
         """Stores what came of an attempt that gave no answer."""
@@ -778,7 +783,7 @@ def _prompt_row(prompt: PromptRow) -> tuple[Any, ...]:
 
 
 def _most(limit: int | None) -> int:
-    return 2**62 if limit is None else limit
+    return _ALL if limit is None else min(limit, _ALL)
 
 
 def _check(what: str, values: Sequence[Any], crc: int) -> None:
@@ -807,6 +812,8 @@ def _damage(directory: Path, kind: type[InputError] | type[StopRun] = InputError
     """Turns what SQLite and zlib say of a file that is damaged, or cannot be read, into a message for the user."""
     try:
         yield
+    except sqlite3.ProgrammingError:  # of this module, as is asking what is closed
+        raise
     except (sqlite3.DatabaseError, zlib.error, OverflowError, UnicodeDecodeError) as error:
         said, word = _damaged(directory, error), "damaged"
         if _code(error) in _OF_THE_DISK and _code(error) != sqlite3.SQLITE_IOERR:
@@ -838,6 +845,8 @@ def _connect(path: Path, *, write: bool) -> sqlite3.Connection:
     where = path.absolute().as_uri()
     if not write and _cannot_change(path):
         where += "?immutable=1"  # then SQLite needs no file beside it
+    elif not write and _is_left(path):
+        where += "?mode=ro"  # or else SQLite takes the WAL in when this one closes, but not what lies behind damage in it
     db = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=30)
     try:
         db.execute("PRAGMA cell_size_check=ON")
@@ -857,6 +866,12 @@ def _cannot_change(path: Path) -> bool:
     return not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists()
 
 
+def _is_left(path: Path) -> bool:
+    """Whether a process that died has left a WAL, which is the next run's or the doctor's to deal with."""
+    wal = path.with_name(path.name + "-wal")
+    return wal.exists() and wal.stat().st_size > 0 and not is_owned(path.parent)
+
+
 def _prepare(path: Path) -> None:
     """Creates the schema in a new file, checks it in an old one."""
     if path.exists() and _marks(path) != (0, 0, 0):  # zeros: a file that was begun when the process was killed
@@ -873,6 +888,8 @@ def _prepare(path: Path) -> None:
 
 def _marks(path: Path) -> tuple[int, int, int]:
     """The file's application id, schema version and number of tables. Raises InputError if it is no database."""
+    if not path.stat().st_size:
+        return 0, 0, 0  # SQLite is not asked: beside an empty database it deletes the WAL
     try:
         with closing(_connect(path, write=False)) as db:
             ask = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
@@ -886,11 +903,12 @@ def _marks(path: Path) -> tuple[int, int, int]:
 
 def _check_version(path: Path) -> None:
     application, version, _ = _marks(path)
+    doctor = f"`rlaif doctor {path.parent}` says whether it is a damaged one"
     if application != APPLICATION_ID:
-        raise InputError(f"{str(path)!r} is not a run's ledger; choose another directory")
+        raise InputError(f"{str(path)!r} is not a run's ledger; choose another directory, or {doctor}")
     if version != SCHEMA_VERSION:
         newer = version > SCHEMA_VERSION
         raise InputError(
             f"{str(path)!r} was written by {'a newer' if newer else 'an older'} rlaif (schema {version}, this one reads"
-            f" {SCHEMA_VERSION}); {'upgrade' if newer else 'choose another directory, or use that version'}"
+            f" {SCHEMA_VERSION}); {'upgrade' if newer else 'choose another directory, or use that version'}; or {doctor}"
         )

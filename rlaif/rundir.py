@@ -102,12 +102,22 @@ class RunDirectory:
             os.pwrite(self._flying, _COUNTERS.pack(self._sent, self._ended), 0)
 
 
+def is_owned(directory: Path) -> bool:
+    """Whether a process works in the directory, this one included."""
+    with suppress(FileNotFoundError), open(directory / "run.lock", "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def _take_lock(directory: Path) -> int:
     """The locked `run.lock`, with this process's name in it."""
     path = directory / "run.lock"
     for _ in range(_TRIES):  # the owner before may have just taken the file, and its new directory, away again
-        directory.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError), ExitStack() as stack:
+        with suppress(FileExistsError, FileNotFoundError), ExitStack() as stack:
+            directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             stack.callback(os.close, handle)
             try:

@@ -14,8 +14,8 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LEVELS = [
     ["types", "errors"],
-    ["keys", "templates", "config", "data", "records", "ranking", "pairs", "audit", "export", "prices", "forecast"],
-    ["aio", "engine", "rundir", "ledger", "responses", "pace", "endpoint", "calls", "sampling", "source", "live", "doctor"],
+    ["keys", "templates", "config", "data", "records", "ranking", "pairs", "audit", "export", "prices", "forecast", "pace"],
+    ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
     ["results", "jobs"],

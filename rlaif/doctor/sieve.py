@@ -123,7 +123,16 @@ class Sieve:
         self._notes.execute("INSERT OR IGNORE INTO bad VALUES (?, ?)", (table.name, rowid))
 
     def saved(self, known: dict[str, int], old_spend: dict[tuple[str, str], Row]) -> Saved:
-        """What was taken. `known` is how many rows there were, as far as indexes still say."""
+        """What was taken. `known` is how many rows there were, as far as indexes still say.
+
+        A record whose prompt is lost is let go: it cannot be exported, and to make it again costs no call.
+        """
+        known["records"] = max(known.get("records", 0), self._rows["records"])
+        prompts = "SELECT id FROM ids WHERE of = 'prompts'"
+        let_go = self._notes.execute(f"DELETE FROM ids WHERE of = 'records' AND id NOT IN ({prompts})").rowcount
+        self._rows["records"] -= let_go
+        if let_go and self._into is not None:
+            self._into.execute("DELETE FROM records WHERE ordinal NOT IN (SELECT ordinal FROM prompts)")
         if old_spend:
             known["answers"] = max(known.get("answers", 0), sum(row[3] for row in old_spend.values()))
         lost = self._lost(known)

@@ -1,7 +1,10 @@
+"""One endpoint's controller: what may be sent now, and what each outcome says."""
+
 from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 from typing import Any
 
 from rlaif.pace.knee import Knee
@@ -9,48 +12,60 @@ from rlaif.pace.quota import Quota, Share
 from rlaif.pace.rate import Rate
 
 _START = 32
-_GROW_S, _GROW_BY = 0.25, 1.5
+_GROW_S, _GROW_BY = 0.2, 1.5
 _SHRINK = 0.8
 _FIRST_HOLD_S, _LONGEST_HOLD_S = 0.25, 30.0
-_SOON_S = 1e-4
+_JITTER, _JITTER_S = 0.05, 0.05  # of a Retry-After, and at most
+_SOON_S = 1e-4  # no shorter wait is asked for: a clock may not tell the difference
 
 
+@dataclass(slots=True)
 class Flight:
-    """One call from its sending until it lands."""
+    """One call from its sending until it lands: the `number`-th sent, the `level`-th in flight then."""
 
-    __slots__ = ("at", "kind", "level", "number", "share")
-
-    def __init__(self, number: int, at: float, kind: str, level: int, share: Share | None) -> None:
-        self.number, self.at, self.kind, self.level, self.share = number, at, kind, level, share
+    number: int
+    at: float
+    kind: str
+    level: int
+    share: Share | None
 
 
 class Pace:
+    """Decides when one endpoint may be sent a call. `now` is in monotonic seconds and never goes back.
+
+    Every call that is `sent` must land once: `answered`, `refused` or `failed`.
+    """
+
     def __init__(
         self, ceiling: int, *, rpm: float | None = None, tpm: float | None = None, rng: random.Random | None = None
     ) -> None:
         if ceiling < 1:
-            raise ValueError(f"ceiling is {ceiling!r}: give the most calls at once, at least 1")
-        self.ceiling = ceiling
+            raise ValueError(f"the most calls at once is {ceiling!r}: give at least 1")
         self.limit = float(min(ceiling, _START))
         self.in_flight = 0
         self.held_until = 0.0
+        self._ceiling = float(ceiling)
         self._quota = Quota(rpm, tpm) if rpm is not None or tpm is not None else None
         self._rng = rng or random.Random(0)
         self._rate = Rate()
         self._knee = Knee(ceiling)
-        self._number = 0
-        self._wanted = False  # a call waits for the limit
-        self._starting = True  # slow start: no trouble yet
-        self._quiet = True  # nothing has come back yet
-        self._saturated_at: float | None = None
+        self._number = 0  # calls sent
+        self._wanted = False  # a call waits because of the limit
+        self._starting = True  # slow start: no sign of trouble yet
+        self._silent = True  # nothing has come back yet
+        self._saturated_at: float | None = None  # while silent: since when, or since the last growth
         self._regrow = 0.0  # the limit before the last shrink
-        self._mark = 0  # sends up to this number belong to the last episode
-        self._episodes = 0  # in a row, without an answer in between
+        self._mark = 0  # refusals of calls up to this number belong to the last episode
+        self._episodes = 0  # in a row, no answer in between
 
     def admit(self, now: float, tokens: int = 0) -> float:
+        """0.0: a call of about `tokens` may be sent. Else the seconds until asking again makes sense.
+
+        Infinite where only a landing helps; asking again after every landing is always right.
+        """
         if self.in_flight > self.limit - 1.0:
             self._wanted = True
-            if not self._quiet or self.limit >= self.ceiling:
+            if not self._silent or self.limit >= self._ceiling:
                 return math.inf
             wait = self._grow_unanswered(now)
             if wait:
@@ -66,81 +81,87 @@ class Pace:
         return wait if wait > _SOON_S else _SOON_S
 
     def _grow_unanswered(self, now: float) -> float:
+        """Slow start by time: a refusal comes back at once, an answer of a reasoning model after a minute."""
         if self._saturated_at is None:
             self._saturated_at = now
         wait = self._saturated_at + _GROW_S - now
         if wait > 1e-9:
             return max(wait, _SOON_S)
         self._saturated_at = now
-        self.limit = min(self.limit * _GROW_BY, float(self.ceiling))
+        self.limit = min(self.limit * _GROW_BY, self._ceiling)
         return 0.0 if self.in_flight <= self.limit - 1.0 else _GROW_S
 
     def sent(self, now: float, tokens: int = 0, kind: str = "") -> Flight:
-        self._number = number = self._number + 1
-        self.in_flight = level = self.in_flight + 1
+        """Counts a call in flight. Calls of one `kind` have like latencies."""
+        self._number += 1
+        self.in_flight += 1
         self._wanted = False
-        self._rate.sent(now)
-        return Flight(number, now, kind, level, None if self._quota is None else self._quota.sent(now, tokens))
+        self._knee.sent[kind] += 1
+        if self._rate.value is not None:
+            self._rate.sent(now)
+        share = None if self._quota is None else self._quota.sent(now, tokens)
+        return Flight(self._number, now, kind, self.in_flight, share)
 
     def answered(self, flight: Flight, now: float, tokens: int | None = None) -> None:
+        """The call has its answer, which used `tokens`; None: unknown, the estimate stands."""
         self.in_flight -= 1
-        self._quiet = False
+        self._silent = False
         self._episodes = 0
         if tokens is not None and flight.share is not None and self._quota is not None:
             self._quota.used(flight.share, tokens)
-        knee = self._knee
-        limit = self.limit
-        if self._wanted and limit < self.ceiling and knee.open:
-            if self._starting or limit < self._regrow or self._rate.value is not None:
-                limit += 1.0
-            else:
-                limit += 1.0 / limit
-            self.limit = limit if limit < self.ceiling else float(self.ceiling)
-        knee.learn(flight.kind, flight.level, now - flight.at)
+        knee, limit = self._knee, self.limit
+        if self._wanted:
+            most = min(self._ceiling, knee.cap)
+            if limit < most:
+                # Doubling a round trip back to where it was; past that one a round trip, unless the rate guards the way.
+                quick = self._starting or limit < self._regrow or self._rate.value is not None
+                self.limit = limit = min(limit + (1.0 if quick else 1.0 / limit), most)
+        knee.learn(flight.kind, flight.number, flight.level, now - flight.at)
         if knee.due:
-            self._look(now)
-
-    def _look(self, now: float) -> None:
-        goal = self._knee.look(now, self.limit, self._wanted)
-        if goal is not None:
-            self._starting = self._knee.open
-            self.limit = max(1.0, min(goal, float(self.ceiling)))
+            found = knee.look(now, self._number, limit, self._wanted)
+            if found is not None:
+                self._starting = knee.cap == math.inf
+                self.limit = max(1.0, min(found, self._ceiling))
 
     def refused(self, flight: Flight, now: float, wait_s: float | None) -> bool:
+        """The call was refused as one too many (429); `wait_s` is its Retry-After. True: a new episode.
+
+        One shrink an episode: refusals of calls that were under way when the last one began belong to it. None either
+        where the learned rate kept the limit from being reached.
+        """
         self.in_flight -= 1
-        self._quiet = False
+        self._silent = False
         if flight.share is not None and self._quota is not None:
             self._quota.used(flight.share, 0)
         new = flight.number > self._mark
-        if wait_s is None or (wait_s <= 0.0 and self._episodes):
-            held = 0.0
-            if new:
-                held = min(_FIRST_HOLD_S * 2**min(self._episodes, 20), _LONGEST_HOLD_S) * self._rng.uniform(0.5, 1.0)
-        else:
-            held = wait_s + min(0.05 * wait_s, 0.05) * self._rng.random()
-        self.held_until = max(self.held_until, now + held)
+        held_s = 0.0
+        if wait_s is not None and (wait_s > 0.0 or not self._episodes):
+            held_s = max(wait_s, 0.0) + min(_JITTER * max(wait_s, 0.0), _JITTER_S) * self._rng.random()
+        elif new:
+            held_s = min(_FIRST_HOLD_S * 2.0 ** min(self._episodes, 20), _LONGEST_HOLD_S) * self._rng.uniform(0.5, 1.0)
+        self.held_until = max(self.held_until, now + held_s)
         if new:
             self._mark = self._number
             self._episodes += 1
             self._starting = False
-            if self._rate.value is None or flight.level > self.limit * _SHRINK:
+            if self._rate.value is None or flight.level > _SHRINK * self.limit:
                 self._regrow = max(self.limit, 0.9 * self._regrow)
-                self.limit = max(1.0, self.limit * _SHRINK)
-            self._rate.episode(flight.number, flight.at, self.held_until, now, wait_s is not None and wait_s != int(wait_s))
-            self._knee.disturbed()
+                self.limit = max(1.0, _SHRINK * self.limit)
+                self._knee.disturbed(now)
+            exact = wait_s is not None and wait_s % 1.0 != 0.0
+            self._rate.episode(flight.number, flight.at, now, self.held_until, exact)
         self._rate.refused()
         return new
 
     def failed(self, flight: Flight, now: float) -> None:
+        """The call came to nothing (5xx, a broken connection, a timeout), which says nothing of limits."""
         self.in_flight -= 1
 
     def hold(self, now: float, wait_s: float) -> None:
+        """No send for `wait_s`, for a reason of the caller's."""
         self.held_until = max(self.held_until, now + wait_s)
 
     def state(self, now: float) -> dict[str, Any]:
-        return {
-            "limit": self.limit,
-            "in_flight": self.in_flight,
-            "rate": self._rate.value,
-            "held_s": max(0.0, self.held_until - now),
-        }
+        """For a display: `limit`, `in_flight`, `rate` (learned requests/s or None), `held_s`."""
+        held_s = max(0.0, self.held_until - now)
+        return {"limit": self.limit, "in_flight": self.in_flight, "rate": self._rate.value, "held_s": held_s}

@@ -1,25 +1,33 @@
-"""The requests per second that an endpoint sustains, learned from its refusals."""
+"""The requests per second that an endpoint sustains, learned from its refusals.
+
+Endpoints limit requests per second (a token bucket, a window), not calls in flight. A refusal begins an *episode*: it says
+that the allowance was used up when that call was sent. The spacing in force then is too short if the endpoint keeps no
+spare, and the mean of the last second is what it bears if it does; which of the two to believe is learned as well. Sends
+are paced at just under the estimate. From there the rate grows like CUBIC's window (Ha, Rhee & Xu 2008): steeply back to
+the rate last refused, flat around it, and by doubling once nothing was refused where it used to be, for then the limit was
+raised. How soon depends on what a refusal costs: requests refused, seconds held.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 
 _BACK = 0.94  # of a rate that was refused after a calm time
-_STEEP = (0.95, 0.9, 0.7, 0.6)  # and of one that was refused again at once, and again
-_BEND = 1.003  # past this multiple of the last known rate it was raised
-_DOUBLING_S = 0.5
-_SEARCHING_S = 0.4
-_FORGET_S = 60.0
+_STEEP = (0.95, 0.9, 0.7, 0.6)  # of one refused at the heels of another, by how many there were
+_DEAR_S, _SKIP = 0.1, 2  # where each costs such a hold, the first of these are skipped
+_FEW, _MILD = 8, 0.8  # a rate that bore more than so many requests was not far off
+_NEAR = 0.98  # so close to the known rate, a refusal says that this one was a little too high
+_SURE, _KEEP = 0.55, 0.95  # a known rate of which so much was borne among refusals is kept, nearly
+_PASSED = 1.003  # a rate so far above the known one was raised
+_RAISED = 1.06
+_DOUBLING_S, _SEARCH_S = 0.5, 0.4
+_REFUSED, _HELD = 0.033, 0.35  # about the share of requests, and of time, that growing may cost
 _SOONEST_S, _LATEST_S = 0.6, 10.0
-_REFUSED, _HELD = 0.04, 0.35
-_LATE_S = 0.005
-_DOUBT = 0.3
-_SKIP = 2
-_NEAR = 0.98
-_FEW, _MILD = 8, 0.9
-_PATIENT, _MOST = 1.5, 6.0
-_HALF, _KEEP = 0.55, 0.95
-_ENOUGH = 4
+_BURST = 16  # so many accepted at the beginning tell the rate
+_PATIENT, _PATIENCE = 1.5, 3.0  # growth waits longer each time that a dear refusal confirms the rate
+_TIMER_S = 0.005  # lateness of timers, made up for only where the spacing is shorter
+_LEAST = 1 / 60  # requests per second
+_FORGET_S = 60.0
 
 
 class Rate:
@@ -28,106 +36,121 @@ class Rate:
     def __init__(self) -> None:
         self.value: float | None = None
         self.slot = 0.0
-        self._known = 0.0  # the rate that was last refused after a calm time; 0.0: only searched for
-        self._age = 0.0  # paced seconds since the last episode
-        self._scale = 1.0  # paced seconds until the known rate is reached again
+        self._known = 0.0  # the rate last refused after a calm time; 0.0: still searched for
+        self._drop = 0.0  # the fall from it, as a share of it
+        self._age = 0.0  # seconds of paced sending since
+        self._scale = 1.0  # of these until the known rate is reached again
         self._paced_at = 0.0
-        self._since: tuple[int, float] = (0, 0.0)  # number and time of the send whose refusal began the last episode
-        self._refused = 0  # since then
-        self._cost_refused, self._cost_held = 1.0, 0.0  # of an episode, decayed means
-        self._resumed = 0.0
-        self._trust = 0.5
+        self._sends: deque[float] = deque()  # in the last second
+        self._last = 0, 0.0  # number and time of the send that began the last episode
+        self._calm = 0, 0.0  # the same of the last one after a calm time
+        self._resumed = 0.0  # when the last hold ended
+        self._refused = self._refused_calm = 0  # refusals since then, each
+        self._heels = 0  # episodes at the heels of the calm one
+        self._spare = 0.5  # how far the mean of the last second is believed, 0.0 to 1.0
         self._patience = 1.0
-        self._calm: tuple[int, float] = (0, 0.0)
-        self._refused_calm = 0
-        self._again = 0  # episodes at the heels of the last calm one
-        self._drop = 0.0
-        self._sends: deque[float] = deque()
+        self._cost = 1.0  # refusals an episode, decayed mean
+        self._guarded = False  # the last episode was of paced sends, not of the herd that came before them
 
     def sent(self, now: float) -> None:
-        """Takes a slot. A send that waited for its slot is paced by the rate, which then may grow."""
+        """Takes a slot. A send that had to wait for it is paced by the rate, which may grow then."""
+        rate = self.value
+        if rate is None:
+            return
         sends = self._sends
         sends.append(now)
         while sends[0] < now - 1.0:
             sends.popleft()
-        rate = self.value
-        if rate is None:
-            return
         late, gap = now - self.slot, 1.0 / rate
-        if late < max(_LATE_S, 0.25 * gap):
+        if late < max(_TIMER_S, 0.25 * gap):
             self._paced_at = now
             self._age += gap
             self.value = self._grown(rate, gap)
-            self.slot = max(self.slot, now - max(0.0, _LATE_S - gap)) + gap
+            self.slot = max(self.slot, now - max(0.0, _TIMER_S - gap)) + gap
         else:
+            self.slot = now + gap
             if now - self._paced_at > _FORGET_S:
                 self.value = None
-            self.slot = now + gap
 
     def _grown(self, rate: float, gap: float) -> float:
         if not self._known:
-            return rate * min(2 ** (gap / _SEARCHING_S), 1.5)
-        if rate >= self._known * _BEND:
+            return rate * min(2 ** (gap / _SEARCH_S), 1.5)
+        if rate >= self._known * _PASSED:
             return rate * min(2 ** (gap / _DOUBLING_S), 1.25)
         x = self._age / self._scale - 1.0
         return max(rate, min(self._known * (1.0 + self._drop * x * x * x), rate * 1.25))
 
     def refused(self) -> None:
-        """Counts one request that was refused."""
+        """Counts one refusal."""
         self._refused += 1
         self._refused_calm += 1
 
-    def episode(self, number: int, at: float, held_until: float, now: float, exact: bool) -> None:
-        """A refusal of the `number`-th send, made at `at`, began an episode that holds sends for `held_s`.
+    def episode(self, number: int, at: float, now: float, held_until: float, exact: bool) -> None:
+        """The refusal of the `number`-th send, made at `at`, begins an episode. Comes before its `refused`.
 
         `exact`: the endpoint said when the next request is due, to better than a second.
         """
-        held_s = held_until - now
-        before, since = self._since
+        held_s = max(held_until - now, 0.0)
+        before, since = self._last
         accepted = max(0, number - 1 - before - self._refused)
-        took = max(at - since, 1e-3)
-        rate = self.value
-        if rate is not None:
-            first = max(at - 1.0, self._resumed)
-            bound = rate
-            if at - first > 0.25:
-                mean = (1.0 + sum(1 for t in self._sends if first <= t < at)) / (at - first)
-                bound *= min(1.0, mean / rate) ** self._trust
-        if rate is None:
-            soon = 1.0 / max(held_s, 0.001) if exact and held_s < 0.25 else 0.0
-            self.value = max(accepted / max(took, 1.0), soon, 4.0 if held_s < 2 else 1.0 / held_s)
-            self._known = 0.0
-        elif not self._known or self._age > 0.5 * self._scale or rate > _NEAR * self._known:  # after a calm time
-            if self._known:
-                self._cost_refused += 0.3 * (self._refused - self._cost_refused)
-            self._again = self._refused_calm = 0
-            self._calm = number, at
-            if rate > self._known * 1.06:
-                self._trust = max(0.0, self._trust - _DOUBT)
-                self._patience = 1.0
-            elif self._known:
-                self._patience = min(self._patience * _PATIENT, _MOST)
-            self._known, self.value = bound, bound * _BACK
+        if self.value is None:
+            # The beginning was a burst: take it for a second's share, unless the endpoint names a shorter spacing.
+            due = 1.0 / max(held_s, 0.001) if exact and held_s < 0.25 else 0.0
+            self.value = max(accepted / max(at - since, 1.0), due, 4.0 if held_s < 2.0 else 1.0 / held_s)
+            self._known = self.value if accepted >= _BURST else 0.0
+            self._sends.clear()
+            self._guarded = False
         else:
-            self._again += 1
-            number0, at0 = self._calm
-            accepted = number - 1 - number0 - self._refused_calm
-            floor = accepted / max(at - at0, 1e-3) if accepted >= _ENOUGH else 0.0
-            self._trust = min(1.0, self._trust + 0.3)
-            few = accepted < _FEW
-            steep = _STEEP[min(self._again + (_SKIP if held_s > 0.1 else 0), len(_STEEP)) - 1] if few else _MILD
-            floor = min(floor, bound)
-            if floor > _HALF * self._known:
-                self._known *= _KEEP
+            bound = self._bound(self.value, at)
+            if not self._known or self._age > 0.5 * self._scale or self.value > _NEAR * self._known:
+                self._after_calm(number, at, bound)
             else:
-                self._known = max(floor, bound * (1 + steep) / 2)
-                self._patience = 1.0
-            self.value = min(max(floor, bound * steep), self._known)
-        self._since, self._refused = (number, at), 0
-        self._cost_held = held_s
+                self._at_heels(number, at, bound, accepted, held_s)
+        self.value = max(self.value, _LEAST)
         self._drop = max(0.06, 1.0 - self.value / self._known) if self._known else 0.0
         self._age = 0.0
-        cheap = self._cost_refused / self.value / _REFUSED
-        self._scale = min(max(_SOONEST_S, cheap, self._patience * self._cost_held / _HELD), _LATEST_S)
+        dear = max(self._cost / self.value / _REFUSED, self._patience * held_s / _HELD)
+        self._scale = min(max(_SOONEST_S, dear), _LATEST_S)
+        self._last, self._refused = (number, at), 0
         self._resumed = held_until
-        self.slot = max(held_until, self._sends[-1] + 1.0 / self.value)
+        self.slot = max(held_until, self._sends[-1] + 1.0 / self.value if self._sends else 0.0)
+
+    def _bound(self, rate: float, at: float) -> float:
+        """What the endpoint may bear, given that `rate` was refused at `at`."""
+        first = max(at - 1.0, self._resumed)
+        if at - first <= 0.25:
+            return rate
+        mean = (1.0 + sum(1 for sent in self._sends if first <= sent < at)) / (at - first)
+        return float(rate * min(1.0, mean / rate) ** self._spare)
+
+    def _after_calm(self, number: int, at: float, bound: float) -> None:
+        assert self.value is not None
+        if self._known and self._guarded:
+            self._cost += 0.3 * (self._refused - self._cost)
+        self._guarded = True
+        if self.value > _RAISED * self._known:  # the endpoint bore more than was known
+            self._spare = max(0.0, self._spare - 0.3)
+            self._patience = 1.0
+        else:
+            self._patience = min(self._patience * _PATIENT, _PATIENCE)
+        self._calm, self._refused_calm, self._heels = (number, at), 0, 0
+        self._known, self.value = bound, bound * _BACK
+
+    def _at_heels(self, number: int, at: float, bound: float, accepted: int, held_s: float) -> None:
+        assert self.value is not None
+        rate = self.value
+        self._heels += 1
+        self._spare = min(1.0, self._spare + 0.3)
+        steep = _MILD
+        if accepted < _FEW:
+            steep = _STEEP[min(self._heels + (_SKIP if held_s > _DEAR_S else 0), len(_STEEP)) - 1]
+        # The allowance was used up at the calm refusal: what was accepted since then came in at the endpoint's rate.
+        first, began = self._calm
+        since = number - 1 - first - self._refused_calm
+        borne = since / max(at - began, 1e-3) if since >= 4 else 0.0
+        if borne > _SURE * self._known:
+            self._known *= _KEEP
+        else:
+            self._known = max(borne, min(bound, rate * (1.0 + steep) / 2.0))
+            self._patience = 1.0
+        self.value = min(max(borne, min(bound, rate * steep)), self._known)
