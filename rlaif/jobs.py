@@ -306,7 +306,8 @@ class Run:
         config, progress = self.config, self.progress
         if ledger.died_with:
             log.warning(
-                "an earlier run was broken off with %d calls in flight: at most so many may be billed and lost", ledger.died_with
+                "an earlier run was broken off with %d calls in flight: at most so many may be billed and lost",
+                ledger.died_with,
             )
         fingerprint = await asyncio.to_thread(self._source.fingerprint)
         same = fingerprint is not None and fingerprint == ledger.meta("source")
