@@ -868,8 +868,12 @@ def _cannot_change(path: Path) -> bool:
 
 def _is_left(path: Path) -> bool:
     """Whether a process that died has left a WAL, which is the next run's or the doctor's to deal with."""
+    return _has_wal(path) and not is_owned(path.parent)
+
+
+def _has_wal(path: Path) -> bool:
     wal = path.with_name(path.name + "-wal")
-    return wal.exists() and wal.stat().st_size > 0 and not is_owned(path.parent)
+    return wal.exists() and wal.stat().st_size > 0
 
 
 def _prepare(path: Path) -> None:
@@ -888,8 +892,12 @@ def _prepare(path: Path) -> None:
 
 def _marks(path: Path) -> tuple[int, int, int]:
     """The file's application id, schema version and number of tables. Raises InputError if it is no database."""
-    if not path.stat().st_size:
-        return 0, 0, 0  # SQLite is not asked: beside an empty database it deletes the WAL
+    if not path.stat().st_size:  # SQLite is not asked: beside an empty database it deletes the WAL
+        if _has_wal(path):
+            raise InputError(
+                f"{str(path)!r} is empty, but not what lies beside it: `rlaif doctor {path.parent}` says what can be saved"
+            )
+        return 0, 0, 0
     try:
         with closing(_connect(path, write=False)) as db:
             ask = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")
