@@ -12,14 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from helpers import Room
+from helpers import Books, Room
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,29 +28,6 @@ from rlaif.models import chat
 from rlaif.models.openai import make_transport
 from rlaif.responses import TransportError, error_fields, retry_after_s
 from rlaif.types import Reply
-
-GRACE_S = 0.06
-"""The server holds nothing against a request that was sent before its word could arrive."""
-
-
-@dataclass
-class Books:
-    """What a purchase is told, by all calls together."""
-
-    sent: int = 0
-    kept: list[bytes] = field(default_factory=list)
-    faults: list[tuple[str, int | None, bytes]] = field(default_factory=list)
-
-    def begin(self) -> None:
-        self.sent += 1
-
-    async def keep(self, body: bytes) -> None:
-        await asyncio.sleep(0)
-        self.kept.append(body)
-
-    async def fault(self, kind: str, status: int | None, body: bytes) -> None:
-        await asyncio.sleep(0)
-        self.faults.append((kind, status, body))
 
 
 class Calls:
@@ -164,7 +140,7 @@ def test_outcome_of_each_fault(
             await connected(room, lambda call: call("Why?"), kind=transport, books=books)
         except (CallFailed, StopRun) as caught:
             stored = len(books.kept) + len(books.faults)
-            return failure, type(caught), caught.kind, room.count(), books.sent, stored
+            return failure, type(caught), caught.kind, room.count(), books.begun, stored
         raise AssertionError(f"{failure}: answered")
 
     async def meet_all() -> list[tuple[str, type[Exception], str, int, int, int]]:
@@ -438,7 +414,7 @@ def test_work_in_flight_is_no_endpoint_that_accepts_nothing(room: Room) -> None:
 
     async def two(call: Calls) -> list[Any]:
         slow = asyncio.ensure_future(call("slow"))
-        await until(lambda: call.books.sent == 1)
+        await until(lambda: call.books.begun == 1)
         room.set(failure="busy", fail_when="later", fail_count=3)
         return [await call("later"), await slow]
 
@@ -480,6 +456,16 @@ def test_a_text_that_is_forbidden_while_others_are_not_fails_alone(room: Room) -
     assert isinstance(found[-1], CallFailed) and found[-1].kind == "auth"
     assert kinds(found[:-1]) == {"Reply": len(found) - 1}
     assert asked(room).count("poison") == 4
+
+
+def test_failures_do_not_lower_the_limit(room: Room) -> None:
+    async def work(call: Calls) -> tuple[int, list[Any], int]:
+        before = call.endpoint.state()["limit"]
+        room.set(fault_share=0.4, faults="status_500,status_529,reset,html")
+        return before, await call.all(*range(40)), call.endpoint.state()["limit"]
+
+    before, found, now = through(room, work, attempts=20, concurrency=16)
+    assert kinds(found) == {"Reply": 40} and now >= before >= 1
 
 
 # Stops
