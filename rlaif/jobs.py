@@ -6,6 +6,7 @@ Left of the records costs money and goes through the ledger; right of them, in `
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
@@ -14,7 +15,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     import datasets
 
 log = logging.getLogger("rlaif")
+
+_COLLECT_AFTER = 50_000
 
 
 @dataclass
@@ -94,8 +97,10 @@ class Run:
     def interrupt(self) -> None:
         """Lets what is in flight end and be stored, then stops with StopRun("interrupted"). May be called in any thread."""
         self._interrupted = StopRun("interrupted", "the run was interrupted")
-        if self._stop_calls is not None:
-            self._stop_calls(self._interrupted)
+        stop_calls = self._stop_calls
+        if stop_calls is not None:
+            with suppress(RuntimeError):  # its loop has just closed
+                stop_calls(self._interrupted)
 
     @property
     def directory(self) -> Path:
@@ -255,12 +260,13 @@ class Run:
             yield  # an async generator, as `iterate` wants one
 
     async def _execute(self, *, stored: bool) -> AsyncGenerator[Record, None]:
-        config = self.config
+        config, started = self.config, time.monotonic()
         models, plans = self._open()
         prices = Prices(config.prices)
         loop = asyncio.get_running_loop()
         check_log(self.directory)
         ledger = Ledger.open(self.directory)
+        self.progress, self.summary, self._stopped = Progress(started=started), None, None
         parts: _Parts | None = None
 
         def stop(reason: StopRun) -> None:
@@ -281,9 +287,10 @@ class Run:
             self._budget.check_prices(client.billed for client in parts.clients if not client.free)
             await self._begin(ledger, parts, facts)
             write_whole(self.directory / "config.yaml", config.to_yaml().encode())
-            async with aclosing(self._work(ledger, parts, stored=stored, on_stop=stop)) as work:
-                async for record in work:
-                    yield record
+            with _rare_collections():
+                async with aclosing(self._work(ledger, parts, stored=stored, on_stop=stop)) as work:
+                    async for record in work:
+                        yield record
         except InputError:
             ledger.discard()
             raise
@@ -299,7 +306,8 @@ class Run:
         config, progress = self.config, self.progress
         if ledger.died_with:
             log.warning(
-                "the earlier process died with %d calls in flight: at most so many may be billed and lost", ledger.died_with
+                "an earlier run was broken off with %d calls in flight: at most so many may be billed and lost",
+                ledger.died_with,
             )
         fingerprint = await asyncio.to_thread(self._source.fingerprint)
         same = fingerprint is not None and fingerprint == ledger.meta("source")
@@ -421,6 +429,22 @@ class Run:
             "system": config.system,
             "seed": config.seed,
         }
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Has the collector of cycles run less often: with hundreds of calls in flight it looks at what is alive, a fifth of the
+    CPU time, and finds next to nothing. A threshold that is higher already, or 0 (never), is left alone.
+    """
+    before = gc.get_threshold()
+    if not 0 < before[0] < _COLLECT_AFTER:
+        yield
+        return
+    gc.set_threshold(_COLLECT_AFTER, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _name_apart(judges: Sequence[Judge]) -> None:

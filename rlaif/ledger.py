@@ -56,6 +56,7 @@ CREATE INDEX finished ON records(ordinal, calls);
 _GROUP, _BATCH, _SPAN = 512, 256, 2**16
 _GATHER_S = 0.004
 KEY_BYTES = 16
+_ALL = 2**62
 _OF_THE_DISK = (
     *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM),
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
@@ -352,10 +353,11 @@ class Ledger:
         if not kept:
             return 0
         self._last_called = max(self._last_called, ordinal)
-        shelf = self._shelf(ordinal)
-        for choice, key in enumerate(keys):
-            shelf.answers[key] = Stored(call, choice)
-        shelf.used.add(call)
+        shelf = self._shelves.get(ordinal)
+        if shelf is not None:  # else it is filled from the file when it is asked for
+            for choice, key in enumerate(keys):
+                shelf.answers[key] = Stored(call, choice)
+            shelf.used.add(call)
         return call
 
     async def fail(self, ordinal: int, keys: Sequence[bytes], kind: str, message: str, *, role: str, model: str) -> None:
@@ -366,7 +368,8 @@ class Ledger:
         call = self._next_call()
         await self._commit(lambda db: db.execute(_ADD_CALL, (call, *row, crc_of(*row))) and None)
         self._last_called = max(self._last_called, ordinal)
-        self._shelf(ordinal).answers.update(dict.fromkeys(keys, Failure(kind, message)))
+        if (shelf := self._shelves.get(ordinal)) is not None:
+            shelf.answers.update(dict.fromkeys(keys, Failure(kind, message)))
 
     async def fault(self, ordinal: int, kind: str, status: int | None, body: bytes, *, role: str, model: str) -> None:
         """Stores what came of an attempt that gave no answer."""
@@ -780,7 +783,7 @@ def _prompt_row(prompt: PromptRow) -> tuple[Any, ...]:
 
 
 def _most(limit: int | None) -> int:
-    return 2**62 if limit is None else limit
+    return _ALL if limit is None else min(limit, _ALL)
 
 
 def _check(what: str, values: Sequence[Any], crc: int) -> None:
@@ -809,6 +812,8 @@ def _damage(directory: Path, kind: type[InputError] | type[StopRun] = InputError
     """Turns what SQLite and zlib say of a file that is damaged, or cannot be read, into a message for the user."""
     try:
         yield
+    except sqlite3.ProgrammingError:  # of this module, as is asking what is closed
+        raise
     except (sqlite3.DatabaseError, zlib.error, OverflowError, UnicodeDecodeError) as error:
         said, word = _damaged(directory, error), "damaged"
         if _code(error) in _OF_THE_DISK and _code(error) != sqlite3.SQLITE_IOERR:
