@@ -21,7 +21,7 @@ import threading
 import time
 import zlib
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, field, replace
@@ -324,8 +324,14 @@ class Ledger:
 
     def faults(self) -> dict[str, int]:
         """How many attempts gave no answer, by kind."""
+        found, last = Counter[str](), 0
         with _damage(self.directory):
-            return dict(self._reader.execute("SELECT kind, count(*) FROM faults GROUP BY kind ORDER BY kind").fetchall())
+            for fault, *values, crc in self._reader.execute("SELECT * FROM faults ORDER BY id"):
+                _check(f"fault {fault}", values, crc)
+                if fault <= last:
+                    raise zlib.error(f"fault {fault} comes after fault {last}")
+                found[values[4]], last = found[values[4]] + 1, fault
+        return dict(sorted(found.items()))
 
     # Writing: each returns after the commit
 
