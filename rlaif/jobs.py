@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,7 +318,7 @@ class Run:
             stored | {"config": config.to_yaml(), "source": fingerprint or ""},
             None if same else self._source.rows,
             plan=plan,
-            changed=self._source.changed,
+            changed=partial(self._source.changed, earlier=ledger.meta("config")),
             forget_failures=config.retry_failed,
         )
         self._maybe_lost = ledger.maybe_lost()
