@@ -79,7 +79,13 @@ _JUDGING = {
     ),
 }
 _RUNNING = {
-    "limit": _option(int, metavar="N", help="Use the first N rows only."),
+    "limit": _option(int, metavar="N", help="Use the first N rows only; with --dedupe, of those that stay."),
+    "dedupe": _option(
+        bool, "--dedupe", help="Leave out rows that only repeat an earlier one: the same messages (judge: and candidates)."
+    ),
+    "replace": _option(
+        bool, "--replace", help="Put U+FFFD for invalid UTF-8 and halves of surrogate pairs, instead of refusing the file."
+    ),
     "system": _option(str, metavar="TEXT", help="A system message for every prompt that has none."),
     "extra_body": _option(str, metavar="JSON", help="More fields for every request, as JSON."),
     "concurrency": _option(

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,7 +307,8 @@ class Run:
         config, progress = self.config, self.progress
         if ledger.died_with:
             log.warning(
-                "an earlier run was broken off with %d calls in flight: at most so many may be billed and lost", ledger.died_with
+                "an earlier run was broken off with %d calls in flight: at most so many may be billed and lost",
+                ledger.died_with,
             )
         fingerprint = await asyncio.to_thread(self._source.fingerprint)
         same = fingerprint is not None and fingerprint == ledger.meta("source")
@@ -316,7 +318,7 @@ class Run:
             stored | {"config": config.to_yaml(), "source": fingerprint or ""},
             None if same else self._source.rows,
             plan=plan,
-            changed=self._source.changed,
+            changed=partial(self._source.changed, earlier=ledger.meta("config")),
             forget_failures=config.retry_failed,
         )
         self._maybe_lost = ledger.maybe_lost()

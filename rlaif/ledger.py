@@ -21,7 +21,7 @@ import threading
 import time
 import zlib
 from array import array
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, field, replace
@@ -324,8 +324,14 @@ class Ledger:
 
     def faults(self) -> dict[str, int]:
         """How many attempts gave no answer, by kind."""
+        found, last = Counter[str](), 0
         with _damage(self.directory):
-            return dict(self._reader.execute("SELECT kind, count(*) FROM faults GROUP BY kind ORDER BY kind").fetchall())
+            for fault, *values, crc in self._reader.execute("SELECT * FROM faults ORDER BY id"):
+                _check(f"fault {fault}", values, crc)
+                if fault <= last:
+                    raise zlib.error(f"fault {fault} comes after fault {last}")
+                found[values[4]], last = found[values[4]] + 1, fault
+        return dict(sorted(found.items()))
 
     # Writing: each returns after the commit
 
@@ -868,8 +874,12 @@ def _cannot_change(path: Path) -> bool:
 
 def _is_left(path: Path) -> bool:
     """Whether a process that died has left a WAL, which is the next run's or the doctor's to deal with."""
+    return _has_wal(path) and not is_owned(path.parent)
+
+
+def _has_wal(path: Path) -> bool:
     wal = path.with_name(path.name + "-wal")
-    return wal.exists() and wal.stat().st_size > 0 and not is_owned(path.parent)
+    return wal.exists() and wal.stat().st_size > 0
 
 
 def _prepare(path: Path) -> None:
@@ -888,8 +898,12 @@ def _prepare(path: Path) -> None:
 
 def _marks(path: Path) -> tuple[int, int, int]:
     """The file's application id, schema version and number of tables. Raises InputError if it is no database."""
-    if not path.stat().st_size:
-        return 0, 0, 0  # SQLite is not asked: beside an empty database it deletes the WAL
+    if not path.stat().st_size:  # SQLite is not asked: beside an empty database it deletes the WAL
+        if _has_wal(path):
+            raise InputError(
+                f"{str(path)!r} is empty, but not what lies beside it: `rlaif doctor {path.parent}` says what can be saved"
+            )
+        return 0, 0, 0
     try:
         with closing(_connect(path, write=False)) as db:
             ask = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_master")

@@ -172,6 +172,18 @@ def test_a_shelf_that_cannot_be_read_is_not_an_empty_one(built: Any, tmp_path: P
     using(run, work)
 
 
+def test_a_database_that_was_emptied_keeps_its_log(built: Any, tmp_path: Path) -> None:
+    """SQLite would delete the log beside an empty database, and with it what can still be saved."""
+    run = tmp_path / "run"
+    shutil.copytree(built[0], run)
+    (run / "run.sqlite").write_bytes(b"")
+    log = (run / "run.sqlite-wal").read_bytes()
+    for door in (Ledger.read, Ledger.open):
+        with pytest.raises(InputError, match=r"run\.sqlite' is empty.*rlaif doctor"):
+            door(run)
+    assert (run / "run.sqlite-wal").read_bytes() == log
+
+
 def test_a_copy_that_was_cut_or_garbled_says_so_or_is_what_was_stored_or_an_older_state_of_it(
     built: Any, tmp_path: Path
 ) -> None:

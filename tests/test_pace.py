@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from rlaif.pace import Flight, Pace
 
 SECONDS = 60.0
+UP_S = 2.0**18  # the machine's clock at the beginning: it has been up for three days
 
 
 # Endpoints that limit requests
@@ -215,9 +216,9 @@ def run(pace: Pace, server: Any, seconds: float = SECONDS, kind: Callable[[], st
     """Sends all that `pace` admits, for unlimited demand. No Retry-After is ever cut short."""
     seen, now, due = Seen(), 0.0, 0.0
     while True:
-        while not (wait := pace.admit(now)):
+        while not (wait := pace.admit(UP_S + now)):
             assert now >= due, "sent before Retry-After had passed"
-            server.arrive(now, pace.sent(now, 0, kind()))
+            server.arrive(now, pace.sent(UP_S + now, 0, kind()))
             seen.sent += 1
         until = min(now + wait, server.next())
         assert until < math.inf, "neither a wait nor a landing would ever end this"
@@ -230,10 +231,10 @@ def run(pace: Pace, server: Any, seconds: float = SECONDS, kind: Callable[[], st
         if server.next() <= now:
             flight, answered, wait_s = server.land()
             if answered:
-                pace.answered(flight, now)
+                pace.answered(flight, UP_S + now)
                 seen.answers.append(now)
             else:
-                pace.refused(flight, now, wait_s)
+                pace.refused(flight, UP_S + now, wait_s)
                 seen.refused += 1
                 seen.herd += flight.number <= 32
                 due = max(due, now + (wait_s or 0.0))

@@ -52,6 +52,10 @@ class Rate:
         self._cost = 1.0  # refusals an episode, decayed mean
         self._guarded = False  # the last episode was of paced sends, not of the herd that came before them
 
+    def began(self, now: float) -> None:
+        """The first of all calls is sent: what is accepted is counted from here."""
+        self._last = self._calm = 0, now
+
     def sent(self, now: float) -> None:
         """Takes a slot. A send that had to wait for it is paced by the rate, which may grow then."""
         rate = self.value
@@ -112,7 +116,7 @@ class Rate:
         dear = max(self._cost / self.value / _REFUSED, self._patience * held_s / _HELD)
         self._scale = min(max(_SOONEST_S, dear), _LATEST_S)
         self._last, self._refused = (number, at), 0
-        self._resumed = held_until
+        self._resumed = self._paced_at = held_until
         self.slot = max(held_until, self._sends[-1] + 1.0 / self.value if self._sends else 0.0)
 
     def _bound(self, rate: float, at: float) -> float:
