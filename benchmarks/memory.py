@@ -2,8 +2,9 @@
 
 Each row is one process that runs as the command line does (prompts from a JSON Lines file, progress followed, files written
 at the end) against the test server on loopback, which answers at once: 2 samples a prompt in one request, then one request
-of a judge that shows both. The rows of --prompts begin with an empty directory. The row of --resumed goes on with a run of
-which all but the last --left prompts are finished: its ledger is a small real run's, its rows repeated under other names.
+of a judge that shows both. The rows of --prompts begin with an empty directory. Those of --resumed go on with a run of
+which all but the last --left prompts are finished (its ledger is a small real run's, its rows repeated under other names), and
+then once more with as many prompts added to its input, which has to be read and compared for that.
 
 * first request: seconds from the start of the process to the first request at the server.
 * wall: seconds to the end of the process, and of them those after the last request: the fit and the files.
@@ -186,16 +187,18 @@ def fresh(prompts: int, room: Room, where: Path) -> list[str]:
     return row_of(f"{prompts:,}", prompts, out, measure(path, out, room))
 
 
-def resumed(prompts: int, left: int, room: Room, where: Path, *, base: int = _BASE) -> list[str]:
-    """Goes on with a long run that is almost finished."""
+def resumed(prompts: int, left: int, room: Room, where: Path, *, base: int = _BASE) -> list[list[str]]:
+    """Goes on with a long run that is almost finished; then once more, with so many prompts added at the end of its input."""
     path, out = write_prompts(where / "prompts.jsonl", 0, base), where / "run"
     measure(path, out, room)
     say(f"writing the ledger of {prompts:,} prompts")
     lengthen(path, out, room.model(), base=base, to=prompts, left=left)
-    moments = measure(path, out, room)
+    rows = [row_of(f"{prompts:,}, {left:,} left", left, out, measure(path, out, room))]
+    write_prompts(path, prompts, prompts + left)
+    rows.append(row_of(f"{prompts:,}, {left:,} added", left, out, measure(path, out, room)))
     with closing(Ledger.read(out)) as ledger:
-        assert ledger.finished()[0] == prompts, "the run that was resumed is finished"
-    return row_of(f"{prompts:,}, {left:,} left", left, out, moments)
+        assert ledger.finished()[0] == prompts + left, "the run that was resumed is finished"
+    return rows
 
 
 def main() -> None:
@@ -220,7 +223,7 @@ def main() -> None:
                 if number < len(args.prompts):
                     rows.append(fresh(prompts, room(f"room{number}"), where))
                 else:
-                    rows.append(resumed(prompts, args.left, room(f"room{number}"), where))
+                    rows += resumed(prompts, args.left, room(f"room{number}"), where)
             finally:
                 shutil.rmtree(where)
     show(f"{os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}", table(COLUMNS, rows))

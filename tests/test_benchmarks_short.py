@@ -25,7 +25,7 @@ from rlaif.models import smollm2
 
 
 def test_damaged_ledgers_are_read_whole_or_at_an_earlier_commit_or_said_to_be_damaged():
-    trials = damage.run(40, seed=1, prompts=100, shares=(0.7,))
+    trials = damage.run(40, seed=1, prompts=60, shares=(0.7,))
     assert [t for t in trials if t.failures] == []
     assert Counter(t.ledger for t in trials).keys() == {"whole", "earlier", "said"}
     assert {t.doctor for t in trials} == {"sound", "damaged"}
@@ -47,11 +47,11 @@ def test_a_long_run_that_is_resumed_takes_no_more_memory_than_a_short_one(room: 
         (tmp_path / name).mkdir()
     short = memory.fresh(100, room, tmp_path / "short")
     room.set(log="counts")
-    long = memory.resumed(6000, 20, room, tmp_path / "long", base=100)
-    short_mib, long_mib = (float(row[memory.COLUMNS.index("peak MiB")]) for row in (short, long))
-    assert long_mib < short_mib + 12, "of six thousand records that are held, each would take a few KiB"
+    long = memory.resumed(4000, 20, room, tmp_path / "long", base=100)
+    short_mib, *long_mib = (float(row[memory.COLUMNS.index("peak MiB")]) for row in (short, *long))
+    assert max(long_mib) < short_mib + 10, "of four thousand records that are held, each would take a few KiB"
     assert not doctor.examine(tmp_path / "long" / "run").damaged
-    assert room.count() == 100 * 2 + 100 * 2 + 20 * 2
+    assert room.count() == 100 * 2 + 100 * 2 + 2 * 20 * 2
 
 
 def test_what_a_killed_run_has_left_is_not_changed_by_reading(room: Room, tmp_path: Path):

@@ -299,30 +299,6 @@ def interrupted_runs(room: Room, prompts: Path, out: Path, moments: list[int], h
         yield (process.returncode, *said), room.count()
 
 
-def test_killed_run_loses_nothing_and_pays_only_the_calls_in_flight_again(new_room: NewRoom, tmp_path: Path) -> None:
-    prompts, concurrency, moments = write_prompts(tmp_path / "p.jsonl", 12), 8, [1, 5, 30, 70, 120, 155]
-    whole, room = new_room(), new_room()
-    generate(whole, prompts, tmp_path / "whole")
-    room.set(latency_s=0.02)
-    out, kept_before = tmp_path / "run", set[str]()
-    for _, asked in interrupted_runs(room, prompts, out, moments, signal.SIGKILL):
-        log = room.log()
-        kept = committed(out)
-        assert kept_before <= kept, "a committed answer is gone"
-        assert len({e["id"] for e in log[:asked] if e["answered"]} - kept) <= concurrency
-        kept_before = kept
-        after = [e["id"] for e in log[asked:]]
-        assert not after
-    before_last = room.count()
-    generate(room, prompts, out, "--concurrency", concurrency)
-    asked_again = {e["id"] for e in room.log()[before_last:]} & kept_before
-    assert not asked_again, "an answer that was committed was bought again"
-    assert room.repeats() <= len(moments) * concurrency
-    assert {e["id"] for e in room.log()} == {e["id"] for e in whole.log()}
-    assert dpo(out) == dpo(tmp_path / "whole")
-    assert summary(out)["tokens"] == summary(tmp_path / "whole")["tokens"]
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_interrupted_run_waits_for_what_is_in_flight_and_resumes(
     run: Finished, new_room: NewRoom, tmp_path: Path, how: signal.Signals
