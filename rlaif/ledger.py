@@ -252,7 +252,12 @@ class Ledger:
 
     def prompts(self) -> int:
         """How many prompts this directory has seen."""
-        return self._number("SELECT max(ordinal) FROM prompts", -1) + 1
+        with _damage(self.directory):
+            last = self._reader.execute("SELECT ordinal, id, body, crc FROM prompts ORDER BY ordinal DESC LIMIT 1").fetchone()
+            if last is None:
+                return 0
+            _check(f"prompt {last[0] + 1}", last[:3], last[3])  # or else all after a garbled one would not be missed
+            return int(last[0]) + 1
 
     def finished(self, limit: int | None = None) -> tuple[int, int]:
         """How many of the first `limit` prompts have a record, and how many responses these were made from."""
