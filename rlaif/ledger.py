@@ -274,6 +274,8 @@ class Ledger:
             finished = bytearray(min(_SPAN, end - first))
             ask = "SELECT ordinal FROM records INDEXED BY finished WHERE ordinal >= ? AND ordinal < ?"
             for (ordinal,) in self._rows(ask, (first, first + len(finished))):
+                if not first <= ordinal < first + len(finished):  # an index that is not in order
+                    raise StopRun("damaged", _damaged(self.directory, "the index of finished prompts"))
                 finished[ordinal - first] = 1
             at = finished.find(0)
             while at >= 0:
