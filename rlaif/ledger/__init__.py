@@ -34,6 +34,7 @@ from rlaif.ledger.file import (
     connect,
     crc_of,
     damage,
+    damaged,
     most,
     pack,
     prepare,
@@ -235,6 +236,8 @@ class Ledger:
             finished = bytearray(min(_SPAN, end - first))
             ask = "SELECT ordinal FROM records INDEXED BY finished WHERE ordinal >= ? AND ordinal < ?"
             for (ordinal,) in self._rows(ask, (first, first + len(finished))):
+                if not first <= ordinal < first + len(finished):  # an index that is not in order
+                    raise StopRun("damaged", damaged(self.directory, "the index of finished prompts"))
                 finished[ordinal - first] = 1
             at = finished.find(0)
             while at >= 0:
