@@ -144,6 +144,11 @@ class Endpoint:
                 waiting.set_exception(self._stopped)
         return self._stopped
 
+    @property
+    def stopped(self) -> StopRun | None:
+        """Why it lets nothing out any more."""
+        return self._stopped
+
     def state(self) -> live.EndpointState:
         """What it does now, for a person: calls in flight, limits, what it waits for and until when (Unix time)."""
         now = time.monotonic()

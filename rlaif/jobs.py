@@ -204,7 +204,7 @@ class Run:
         progress, tally, budget, models = self.progress, self.progress.tally, self._budget, self._models
         endpoints = models.states() if models is not None else []
         summary, stopped = self.summary, self._stopped
-        reason = stopped or self._interrupted
+        reason = stopped or self._interrupted or (models.stopped() if models is not None else None)
         return {
             "pid": os.getpid(),
             "host": socket.gethostname(),
