@@ -1,9 +1,9 @@
 """Measure what becomes of damaged ledgers: a real run's files are cut off or garbled, and then read in every way.
 
-Runs of the `rlaif` command against the test server (which also fails now and then) are stopped in the middle, as they are at
-that moment, database and WAL, and kept as they are. Each trial takes a copy, damages one place of one of the two files, and
-asks the doctor (`examine`, and `salvage` of what it calls damaged) and the ledger (everything that can be read of it).
-What is sound is known: the content at each commit that the files hold, and every row that was ever written.
+Runs of the `rlaif` command against the test server (which also fails now and then) are killed, gone on with, and held still
+in the middle: what they have written by then, database and WAL, is kept. Each trial takes a copy, damages one place of one
+of the two files, and asks the doctor (`examine`, and `salvage` of what it calls damaged) and the ledger (everything that can
+be read of it). What is sound is known: the content at each commit that the files hold, and every row that was ever written.
 
 The ledger must give the whole content, or that of an earlier commit (a WAL that is cut off is what a power failure leaves), or
 say that it is damaged. The doctor must not call content sound that is neither, nor save a row that no run has written, and
@@ -33,7 +33,7 @@ import time
 import traceback
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,6 +58,13 @@ _HANGS_S = 120
 Rows = dict[str, set[tuple[Any, ...]]]
 
 
+class Content(dict[str, str]):
+    """A digest of what each of the ledger's readers gives, by its name."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 @dataclass(frozen=True)
 class Victim:
     """A run's files as they were at a moment, and the truth about them."""
@@ -66,8 +73,8 @@ class Victim:
     keys: Sequence[tuple[int, bytes]]
     facts: Mapping[str, str]
     prompts: Sequence[PromptRow]
-    whole: str
-    commits: frozenset[str]
+    whole: Content
+    commits: frozenset[Content]
     rows: Rows
 
 
@@ -88,28 +95,28 @@ class Trial:
 # Victims
 
 
-def victims(room: Room, prompts: int, where: Path) -> list[Victim]:
-    """One of a run at each of SHARES of its prompts."""
+def victims(room: Room, prompts: int, where: Path, shares: Sequence[float]) -> list[Victim]:
+    """A run, with each of `shares` of its prompts finished."""
     path = write_prompts(where / "prompts.jsonl", prompts)
+    room.set(log="counts", latency_s=0.02, fault_share=0.1, faults="server_error,cut_json")
     found = []
-    for number, share in enumerate(SHARES):
-        room.set(log="counts", latency_s=0.05, fault_share=0.1, faults="server_error,cut_json")
-        kept = where / f"victim{number}"
-        _stop_in_the_middle(path, room, int(prompts * share), where / f"run{number}", kept)
+    for number, share in enumerate(shares):
+        out, kept = where / f"run{number}", where / f"victim{number}"
+        kept.mkdir()
+        _run_until(path, room, int(prompts * share / 2), out)
+        _run_until(path, room, int(prompts * share), out, kept)
         found.append(_known(kept))
     return found
 
 
-def _stop_in_the_middle(prompts: Path, room: Room, done: int, out: Path, kept: Path) -> None:
-    """Runs until so many prompts are finished, holds the process still, and copies what it has written."""
+def _run_until(prompts: Path, room: Room, done: int, out: Path, kept: Path | None = None) -> None:
+    """Runs until so many prompts are finished, holds the process still, copies what it has written, and kills it."""
     with rlaif("generate", prompts, "--out", out, "--policy", room.model(), "-n", 2, "--concurrency", 8) as run:
         while run.runs() and _finished(out) < done:
             time.sleep(0.02)
         os.kill(run.pid, signal.SIGSTOP)
-        kept.mkdir()
-        for name in (MAIN, LOG, MAIN + "-shm"):
+        for name in (MAIN, LOG, MAIN + "-shm") if kept is not None else ():
             shutil.copy(out / name, kept / name)
-    shutil.rmtree(out)
 
 
 def _finished(out: Path) -> int:
@@ -133,7 +140,7 @@ def _known(directory: Path) -> Victim:
         facts = dict(db.execute("SELECT name, value FROM meta ORDER BY name"))
     keys = [(row[1], row[6][at : at + 16]) for row in sorted(rows["calls"]) for at in range(0, len(row[6]), 16)]
     prompts = [PromptRow(ordinal, name, zlib.decompress(body)) for ordinal, name, body, _ in sorted(rows["prompts"])]
-    known = Victim(directory, keys, facts, prompts, "", frozenset(), rows)
+    known = Victim(directory, keys, facts, prompts, Content(), frozenset(), rows)
     with _copy(directory) as copy:
         whole = content(copy, known)
     commits = set()
@@ -165,26 +172,33 @@ def _copy(directory: Path) -> Iterator[Path]:
 # Reading
 
 
-def content(directory: Path, known: Victim) -> str:
-    """A digest of all that the ledger's readers give. Raises what they raise."""
-    hasher = hashlib.blake2b(digest_size=16)
-
-    def take(*values: Any) -> None:
-        hasher.update(repr(values).encode("utf-8", "surrogatepass"))
-
+def content(directory: Path, known: Victim) -> Content:
+    """Digests of all that the ledger's readers give. Raises what they raise."""
     with closing(Ledger.read(directory)) as ledger, ledger.snapshot():
-        take(ledger.prompts(), ledger.finished(), ledger.finished(10), ledger.maybe_lost())
-        take([(name, ledger.meta(name)) for name in known.facts])
-        for read in (ledger.unfinished(), ledger.records(), ledger.finished_now()(), ledger.uses()):
-            for row in read:
-                take(row)
-        take(sorted(ledger.faults().items()), sorted(ledger.spend(), key=repr))
-        for ordinal, key in known.keys:
-            found = ledger.lookup(ordinal, key)
-            take(ledger.body(found.call) if isinstance(found, Stored) else found)
+        found = {
+            "numbers": _digest([ledger.prompts(), ledger.finished(), ledger.finished(10), ledger.maybe_lost()]),
+            "facts": _digest((name, ledger.meta(name)) for name in known.facts),
+            "unfinished": _digest(ledger.unfinished()),
+            "records": _digest(ledger.records()),
+            "finished now": _digest(ledger.finished_now()()),
+            "uses": _digest(ledger.uses()),
+            "faults": _digest(ledger.faults().items()),
+            "spend": _digest(ledger.spend()),
+            "answers": _digest(_answer(ledger, *key) for key in known.keys),
+        }
         begun = ledger.meta("config") is not None
-    for row in results.rows(directory, "dpo") if begun else ():
-        take(row)
+    return Content(found | {"rows": _digest(results.rows(directory, "dpo") if begun else ())})
+
+
+def _answer(ledger: Ledger, ordinal: int, key: bytes) -> Any:
+    found = ledger.lookup(ordinal, key)
+    return ledger.body(found.call) if isinstance(found, Stored) else found
+
+
+def _digest(values: Iterable[Any]) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for value in values:
+        hasher.update(repr(value).encode("utf-8", "surrogatepass"))
     return hasher.hexdigest()
 
 
@@ -229,10 +243,10 @@ def trial(number: int, rng: random.Random, victim: Victim) -> Trial:
             report = _examine(done, copy, victim)
             if _digests(copy) != before:
                 done.failures.append("the doctor has changed the files")
-            digest = _read(done, copy, victim)
+            found = _read(done, copy, victim)
             if _digests(copy) != before:
                 done.failures.append("reading has changed the files")
-            _compare(done, report, digest, victim)
+            _compare(done, report, found, victim)
     return done
 
 
@@ -324,10 +338,10 @@ def _refuse(before: PromptRow | None, now: PromptRow | None) -> None:
     raise InputError(f"{before} has become {now}")
 
 
-def _read(done: Trial, copy: Path, victim: Victim) -> str | None:
+def _read(done: Trial, copy: Path, victim: Victim) -> Content | None:
     """The content, None if the ledger says that it is damaged."""
     try:
-        digest = content(copy, victim)
+        found = content(copy, victim)
     except (InputError, StopRun) as error:
         done.ledger = "said"
         if "rlaif doctor" not in str(error):
@@ -338,14 +352,15 @@ def _read(done: Trial, copy: Path, victim: Victim) -> str | None:
         done.ledger = "failure"
         done.failures.append(f"the ledger fails: {type(error).__name__}: {error}: {_last_line()}")
         return None
-    done.ledger = "whole" if digest == victim.whole else "earlier" if digest in victim.commits else "failure"
+    done.ledger = "whole" if found == victim.whole else "earlier" if found in victim.commits else "failure"
     if done.ledger == "failure":
-        done.failures.append(f"the ledger gives what no run has written, and the doctor says: {done.doctor}")
-    return digest
+        off = min(([name for name, of in found.items() if of != state[name]] for state in victim.commits), key=len)
+        done.failures.append(f"the ledger gives other {', '.join(off)} than it had, and the doctor says: {done.doctor}")
+    return found
 
 
-def _compare(done: Trial, report: doctor.Report | None, digest: str | None, victim: Victim) -> None:
-    if report is not None and not report.damaged and digest not in victim.commits:
+def _compare(done: Trial, report: doctor.Report | None, found: Content | None, victim: Victim) -> None:
+    if report is not None and not report.damaged and found not in victim.commits:
         done.failures.append("the doctor calls it sound")
 
 
@@ -386,11 +401,11 @@ def rows(trials: Sequence[Trial]) -> list[list[str]]:
     return [row_of(kind, some) for kind, some in found if some] + [row_of(("all", ""), trials)]
 
 
-def run(count: int, seed: int, prompts: int) -> list[Trial]:
+def run(count: int, seed: int, prompts: int, shares: Sequence[float] = SHARES) -> list[Trial]:
     """So many trials on runs of so many prompts."""
     with tempfile.TemporaryDirectory() as where:
         with serving() as room:
-            found = victims(room("damage"), prompts, Path(where))
+            found = victims(room("damage"), prompts, Path(where), shares)
         trials = []
         for number in range(count):
             rng = random.Random(f"{seed} {number}")
@@ -404,7 +419,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What becomes of damaged ledgers.")
     parser.add_argument("--trials", type=int, default=1000, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
-    parser.add_argument("--prompts", type=int, default=600, help="of each of the runs that are damaged (%(default)s)")
+    parser.add_argument("--prompts", type=int, default=300, help="of each of the runs that are damaged (%(default)s)")
     args = parser.parse_args()
     trials = run(args.trials, args.seed, args.prompts)
     show(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}", table(COLUMNS, rows(trials), names=2))

@@ -2,14 +2,14 @@
 
 Each row is one process that runs as the command line does (prompts from a JSON Lines file, progress followed, files written
 at the end) against the test server on loopback, which answers at once: 2 samples a prompt in one request, then one request
-of a judge that shows both. The rows of --prompts begin with an empty directory. The row of --resumed goes on with a run of
-which all but the last --left prompts are finished: its ledger is a small real run's, its rows repeated under other names.
+of a judge that shows both. The rows of --prompts begin with an empty directory. Those of --resumed go on with a run of
+which all but the last --left prompts are finished (its ledger is a small real run's, its rows repeated under other names), and
+then once more with as many prompts added to its input, which has to be read and compared for that.
 
 * first request: seconds from the start of the process to the first request at the server.
 * wall: seconds to the end of the process, and of them those after the last request: the fit and the files.
-* ms/prompt: wall time between the first request and the last, over the prompts done in it; then for the first and the
-  last quarter of the requests alone. A machine that does other work too shows in it; in CPU ms/prompt it does not.
-* CPU ms/prompt: user and system time of the process over the same requests.
+* ms/prompt: wall time between the first request and the last, over the prompts done in it.
+* CPU ms/prompt: user and system time of the process over the same; then in the first and the last quarter alone.
 * MiB: resident memory, of which the last number is anonymous: not pages of mapped files, which the system can take back.
   The page cache of the ledger and of temporary files is the system's, and in none of these.
 """
@@ -37,21 +37,21 @@ from rlaif import progress, records
 from rlaif.config import RunConfig, make_config
 from rlaif.jobs import Run
 from rlaif.judges import JudgePlan
-from rlaif.ledger import KEY_BYTES, Ledger, crc_of
+from rlaif.ledger import KEY_BYTES, Ledger, crc_of, pack
 from rlaif.source import Source
 from rlaif.types import Answers, Candidate, Prompt, Request, Verdict
 from rlaif.voice import speaking
 
-BASE = 1000
+_BASE = 1000
 COLUMNS = (
     "prompts",
     "first request s",
     "wall s",
     "after the last request",
     "ms/prompt",
+    "CPU ms/prompt",
     "first quarter",
     "last quarter",
-    "CPU ms/prompt",
     "peak MiB",
     "at the end",
     "anonymous",
@@ -106,46 +106,46 @@ def measure(prompts: Path, out: Path, room: Room) -> list[Moment]:
     return watch(command, room.count)
 
 
-def lengthen(prompts: Path, out: Path, model: str, *, to: int, left: int) -> None:
-    """Makes the finished run of `BASE` prompts one of `to`, all but the last `left` finished."""
-    write_prompts(prompts, BASE, to)
+def lengthen(prompts: Path, out: Path, model: str, *, base: int, to: int, left: int) -> None:
+    """Makes the finished run of `base` prompts one of `to`, all but the last `left` finished."""
+    write_prompts(prompts, base, to)
     with closing(sqlite3.connect(out / "run.sqlite", isolation_level=None)) as db:
         db.execute("PRAGMA synchronous=OFF")
-        calls: list[list[tuple[Any, ...]]] = [[] for _ in range(BASE)]
+        bought: list[list[tuple[Any, ...]]] = [[] for _ in range(base)]
         for row in db.execute(
             "SELECT ordinal, role, model, kept_at, kind, keys, prompt_tokens, cached_tokens, completion_tokens, body"
             " FROM calls ORDER BY id"
         ):
-            calls[row[0]].append(row[1:])
+            bought[row[0]].append(row[1:])
         finished = db.execute("SELECT calls, body FROM records ORDER BY ordinal").fetchall()
-        for first in range(BASE, to, 5000):
+        for first in range(base, to, 5000):
             ordinals = range(first, min(first + 5000, to))
             done = [ordinal for ordinal in ordinals if ordinal < to - left]
             db.execute("BEGIN")
             db.executemany("INSERT INTO prompts VALUES (?, ?, ?, ?)", map(_prompt_row, ordinals))
             db.executemany(
-                f"INSERT INTO calls VALUES (NULL{', ?' * 11})", (row for k in done for row in _call_rows(k, calls[k % BASE]))
+                f"INSERT INTO calls VALUES (NULL{', ?' * 11})", (row for k in done for row in _call_rows(k, bought[k % base]))
             )
-            db.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", (_record_row(k, *finished[k % BASE]) for k in done))
+            db.executemany(
+                "INSERT INTO records VALUES (?, ?, ?, ?)", (_record_row(k, k % base, *finished[k % base]) for k in done)
+            )
             db.execute("COMMIT")
         db.execute("BEGIN")
-        for row in db.execute(
+        sums = db.execute(
             "SELECT count(*), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), model, role FROM calls"
             " GROUP BY model, role"
-        ).fetchall():
-            db.execute(
-                "UPDATE spend SET calls = ?, prompt_tokens = ?, cached_tokens = ?, completion_tokens = ?"
-                " WHERE model = ? AND role = ?",
-                row,
-            )
-        fingerprint = Source(settings(prompts, out, model)).fingerprint()
-        db.execute("UPDATE meta SET value = ? WHERE name = 'source'", (fingerprint,))
+        )
+        for calls, prompt, cached, completion, *name in sums.fetchall():
+            spent = (*name, 0, calls, 0, prompt, cached, completion, 0, 0)
+            db.execute(f"REPLACE INTO spend VALUES ({'?, ' * 10}?)", (*spent, crc_of(*spent)))
+        fact = "source", Source(settings(prompts, out, model)).fingerprint()
+        db.execute("REPLACE INTO meta VALUES (?, ?, ?)", (*fact, crc_of(*fact)))
         db.execute("COMMIT")
 
 
 def _prompt_row(ordinal: int) -> tuple[Any, ...]:
     prompt = prompt_of(ordinal)
-    row = ordinal, prompt.id, zlib.compress(records.dump_prompt(prompt), 1)
+    row = ordinal, prompt.id, pack(records.dump_prompt(prompt))
     return *row, crc_of(*row)
 
 
@@ -158,28 +158,26 @@ def _call_rows(ordinal: int, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple
         yield *row, crc_of(*row)
 
 
-def _record_row(ordinal: int, calls: int, packed: bytes) -> tuple[Any, ...]:
-    body = zlib.decompress(packed).replace(f'"p{ordinal % BASE}/'.encode(), f'"p{ordinal}/'.encode())
-    row = ordinal, calls, zlib.compress(body, 1)
+def _record_row(ordinal: int, like: int, calls: int, packed: bytes) -> tuple[Any, ...]:
+    body = zlib.decompress(packed).replace(f'"p{like}/'.encode(), f'"p{ordinal}/'.encode())
+    row = ordinal, calls, pack(body)
     return *row, crc_of(*row)
 
 
 def row_of(name: str, prompts: int, out: Path, moments: Sequence[Moment]) -> list[str]:
     """One line of the table; `prompts` is how many were worked on."""
-    first = next(m for m in moments if m.seen > moments[0].seen)
-    sent, end = moments[-1].seen - moments[0].seen, moments[-1]
-    marks = [next(m for m in moments if m.seen - moments[0].seen >= sent * share) for share in (0.25, 0.75, 1.0)]
-    spans = [(first, marks[2]), (first, marks[0]), (marks[1], marks[2])]
-    each_ms = [(b.at - a.at) / ((b.seen - a.seen) / sent * prompts) * 1000 if b.seen > a.seen else 0.0 for a, b in spans]
-    cpu_ms = (marks[2].cpu_s - first.cpu_s) / prompts * 1000
+    before, end = moments[0].seen, moments[-1]
+    sent = end.seen - before
+    first = next(m for m in moments if m.seen > before)
+    quarter, rest, last = (next(m for m in moments if m.seen - before >= sent * share) for share in (0.25, 0.75, 1.0))
+
+    def each_ms(of: str, begin: Moment, until: Moment) -> str:
+        done = max(until.seen - begin.seen, 1) / sent * prompts
+        return f"{(getattr(until, of) - getattr(begin, of)) / done * 1000:.2f}"
+
+    cpu_ms = [each_ms("cpu_s", *span) for span in ((first, last), (first, quarter), (rest, last))]
+    times = [f"{first.at:.1f}", f"{end.at:.1f}", f"{end.at - last.at:.1f}", each_ms("at", first, last), *cpu_ms]
     size = sum(path.stat().st_size for path in out.glob("run.sqlite*")) / MIB
-    times = [
-        f"{first.at:.1f}",
-        f"{end.at:.1f}",
-        f"{end.at - marks[2].at:.1f}",
-        *(f"{ms:.2f}" for ms in each_ms),
-        f"{cpu_ms:.2f}",
-    ]
     return [name, *times, f"{end.peak:.1f}", f"{end.resident:.1f}", f"{end.anonymous:.1f}", f"{size:.0f}"]
 
 
@@ -189,16 +187,18 @@ def fresh(prompts: int, room: Room, where: Path) -> list[str]:
     return row_of(f"{prompts:,}", prompts, out, measure(path, out, room))
 
 
-def resumed(prompts: int, left: int, room: Room, where: Path) -> list[str]:
-    """Goes on with a long run that is almost finished."""
-    path, out = write_prompts(where / "prompts.jsonl", 0, BASE), where / "run"
+def resumed(prompts: int, left: int, room: Room, where: Path, *, base: int = _BASE) -> list[list[str]]:
+    """Goes on with a long run that is almost finished; then once more, with so many prompts added at the end of its input."""
+    path, out = write_prompts(where / "prompts.jsonl", 0, base), where / "run"
     measure(path, out, room)
     say(f"writing the ledger of {prompts:,} prompts")
-    lengthen(path, out, room.model(), to=prompts, left=left)
-    moments = measure(path, out, room)
+    lengthen(path, out, room.model(), base=base, to=prompts, left=left)
+    rows = [row_of(f"{prompts:,}, {left:,} left", left, out, measure(path, out, room))]
+    write_prompts(path, prompts, prompts + left)
+    rows.append(row_of(f"{prompts:,}, {left:,} added", left, out, measure(path, out, room)))
     with closing(Ledger.read(out)) as ledger:
-        assert ledger.finished()[0] == prompts, "the run that was resumed is finished"
-    return row_of(f"{prompts:,}, {left:,} left", left, out, moments)
+        assert ledger.finished()[0] == prompts + left, "the run that was resumed is finished"
+    return rows
 
 
 def main() -> None:
@@ -223,7 +223,7 @@ def main() -> None:
                 if number < len(args.prompts):
                     rows.append(fresh(prompts, room(f"room{number}"), where))
                 else:
-                    rows.append(resumed(prompts, args.left, room(f"room{number}"), where))
+                    rows += resumed(prompts, args.left, room(f"room{number}"), where)
             finally:
                 shutil.rmtree(where)
     show(f"{os.cpu_count()} cores, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}", table(COLUMNS, rows))

@@ -1,11 +1,11 @@
 """Measure how well a run finds out what an endpoint bears, while that changes.
 
-Each row is a run of the `rlaif` command for about a minute (2 samples a prompt in one request, then two short judge calls)
+Each row is a run of the `rlaif` command for a minute or three (2 samples a prompt in one request, then two short judge calls)
 against the test server, which counts for itself. It knows nothing of the limits: the run has to find them.
 
 A limited rate. The endpoint accepts requests by a token bucket of 10 ("bucket"), by a sliding window of a second ("sliding")
 or by seconds of the clock ("fixed"), at a rate that changes in steps; the others meet 429, with the exact time to come back,
-in whole seconds, or without a word.
+in whole seconds, or without a word. A refusal takes 20 ms and an answer 0.3 s more.
 
 * used: requests accepted over those that a client would have had accepted that asked again whenever it could.
 * 429: the share of all requests that were refused. early: requests sent before the time that a 429 had named.
@@ -14,7 +14,7 @@ A queue. The endpoint works on 8 requests at a time, 0.5 s each on average, and 
 
 * in flight: requests at the server, after so many seconds, and the median over the second half. With fewer than 8 it idles;
   more than that only wait.
-* share: requests answered over what 8 places could, from the first request to the last look.
+* share: requests answered over what 8 places could, from when the first answer is due to the last look.
 
 No limit. Every request takes the same time. full: seconds until 90 % of the ceiling were in flight.
 """
@@ -39,6 +39,7 @@ from helpers import write_prompts
 STEPS = "50:15,20:15,100:15,60:15"
 KINDS = ("bucket", "sliding", "fixed")
 SAYS = ("exact", "seconds", "none")
+LATENCIES = {"latency_s": 0.02, "service_s": 0.3, "service_cv": 0.3}  # of a refusal the first, of an answer both
 SLOTS, SERVICE_S, CEILING = 8, 0.5, 128
 PROMPTS = 20_000
 _LOOK_S = 0.25
@@ -87,9 +88,7 @@ def _go_on(run: Process, seconds: float) -> None:
 def limited(room: Room, prompts: Path, kind: str, says: str, steps: str, concurrency: int) -> list[str]:
     """A row of a limited rate."""
     seconds = sum(float(step.partition(":")[2]) for step in steps.split(","))
-    course = follow(
-        room, prompts, seconds, concurrency=concurrency, rates=steps, rate_kind=kind, retry_after=says, latency_s=0.2
-    )
+    course = follow(room, prompts, seconds, concurrency=concurrency, rates=steps, rate_kind=kind, retry_after=says, **LATENCIES)
     rate = course.rate
     counts = [rate[name] for name in ("allowed", "accepted", "refused")]
     refused = rate["refused"] / (rate["accepted"] + rate["refused"])
@@ -102,7 +101,7 @@ def queueing(room: Room, prompts: Path, seconds: float, ceiling: int, cv: float)
     """A row of a queue."""
     course = follow(room, prompts, seconds, concurrency=ceiling, slots=SLOTS, service_s=SERVICE_S, service_cv=cv)
     ideal = SLOTS / SERVICE_S
-    per_s = course.answered / course.looks[-1].at
+    per_s = course.answered / (course.looks[-1].at - SERVICE_S)
     at = [next(look.in_flight for look in course.looks if look.at >= share * seconds) for share in (0.1, 0.25, 0.5)]
     most = max(look.in_flight for look in course.looks)
     return [f"{cv:g}", *map(str, at), str(course.looks[-1].in_flight), f"{_median_in_flight(course):.0f}", str(most),
@@ -113,7 +112,7 @@ def unlimited(room: Room, prompts: Path, seconds: float, ceiling: int, latency_s
     """A row of an endpoint without a limit."""
     course = follow(room, prompts, seconds, concurrency=ceiling, latency_s=latency_s)
     full = next((f"{look.at:.1f}" for look in course.looks if look.in_flight >= 0.9 * ceiling), "never")
-    per_s = course.answered / course.looks[-1].at
+    per_s = course.answered / (course.looks[-1].at - latency_s)
     return [
         f"{latency_s:g} s",
         str(ceiling),
@@ -143,7 +142,7 @@ def main() -> None:
     parser.add_argument("--says", nargs="*", default=SAYS, help="what a 429 says of when to come back (%(default)s)")
     parser.add_argument("--concurrency", type=int, default=64, help="the ceiling under a limited rate (%(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="for the queue and without a limit; 0: not these (%(default)s)"
+        "--seconds", type=float, default=180.0, help="of a queue; without a limit 20; 0: none of these (%(default)s)"
     )
     parser.add_argument("--ceiling", type=int, default=CEILING, help="there (%(default)s)")
     parser.add_argument("--at-once", type=int, default=1, help="so many runs at a time (%(default)s)")

@@ -5,7 +5,6 @@ Exit status: 0 done; 2 wrong usage or input, nothing spent; 3 stopped cleanly, t
 
 from __future__ import annotations
 
-import gc
 import inspect
 import io
 import itertools
@@ -28,7 +27,6 @@ from rlaif.models import catalog
 from rlaif.voice import Face, leave_terminal, print_plain, speaking
 
 _TERM_DEADLINE_S = 60
-_GC_THRESHOLDS = 20_000, 20, 20
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 app = typer.Typer(
@@ -81,7 +79,13 @@ _JUDGING = {
     ),
 }
 _RUNNING = {
-    "limit": _option(int, metavar="N", help="Use the first N rows only."),
+    "limit": _option(int, metavar="N", help="Use the first N rows only; with --dedupe, of those that stay."),
+    "dedupe": _option(
+        bool, "--dedupe", help="Leave out rows that only repeat an earlier one: the same messages (judge: and candidates)."
+    ),
+    "replace": _option(
+        bool, "--replace", help="Put U+FFFD for invalid UTF-8 and halves of surrogate pairs, instead of refusing the file."
+    ),
     "system": _option(str, metavar="TEXT", help="A system message for every prompt that has none."),
     "extra_body": _option(str, metavar="JSON", help="More fields for every request, as JSON."),
     "concurrency": _option(
@@ -248,8 +252,6 @@ def options(
 
 
 def _run(command: str, given: dict[str, Any], *, config: str | None, dry_run: bool, probe: int | None, log_format: str) -> None:
-    gc.freeze()  # what is loaded stays; and a run makes many objects, few of them in circles
-    gc.set_threshold(*_GC_THRESHOLDS)
     with speaking("json" if log_format == "json" else "text") as face, _errors(face):
         if probe and not dry_run:
             raise InputError("--probe goes with --dry-run")

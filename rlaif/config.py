@@ -66,6 +66,8 @@ class RunConfig(BaseModel):
     system: Annotated[str | None, AfterValidator(_is_text)] = None
     seed: int = 0
     limit: int | None = Field(default=None, ge=1)
+    dedupe: bool = False
+    replace: bool = False
     allow_truncated: bool = False
     extra_body: Annotated[dict[str, Any], AfterValidator(_is_json)] = {}
     concurrency: int = Field(default=64, ge=1)

@@ -49,7 +49,7 @@ _LONGEST_SHOWN_S = 1e9
 class _Call:
     """One call's tries. `alone` is set while it is sent as a probe; `probes` are those that were answered with 500.
 
-    What was `begun` is finished first. Not where a key was refused: another call shows better whether it is good.
+    What was `begun` is finished first.
     """
 
     kind: str
@@ -119,7 +119,7 @@ class Endpoint:
             finally:
                 self._pump()
             self._retries += 1
-            call.begun = failed.kind != "auth"
+            call.begun = True
             if not counted:
                 continue  # the pace waits for all
             call.attempts += 1
@@ -142,6 +142,11 @@ class Endpoint:
             _, waiting = self._line.popleft()
             if not waiting.done():
                 waiting.set_exception(self._stopped)
+        return self._stopped
+
+    @property
+    def stopped(self) -> StopRun | None:
+        """Why it lets nothing out any more."""
         return self._stopped
 
     def state(self) -> live.EndpointState:

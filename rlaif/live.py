@@ -35,6 +35,7 @@ _FEW = 10
 _REMEMBERED = 600
 _SHORTEST_S = 0.5
 _SILENT_S = 10.0
+_SELDOM_S = 60.0
 
 
 class Calls(TypedDict):
@@ -217,27 +218,32 @@ class Holds:
     """Tells what is new about endpoints that wait for long."""
 
     def __init__(self) -> None:
-        self._told: dict[str, float] = {}
         self._since: dict[str, float] = {}
+        self._told: dict[str, tuple[float, float]] = {}  # when, and until when it would wait
 
     def changes(self, snapshot: Snapshot) -> list[tuple[str, Held | None]]:
         """Endpoints that began a long hold since the last call, or whose hold got much longer; None: it goes on again.
 
-        Many short holds without a moment between them are a long one.
+        Many short holds without a moment between them are a long one. Where they go on and on, as the probes in an outage do,
+        that is told ever more seldom, down to once a minute. Of a run that stops nothing goes on.
         """
         now, found = snapshot["time"], list[tuple[str, Held | None]]()
         for endpoint in snapshot["endpoints"]:
             name, held = endpoint["name"], endpoint["held"]
             if held is None:
                 self._since.pop(name, None)
-                if self._told.pop(name, None) is not None:
+                if self._told.pop(name, None) is not None and snapshot["state"] == "running":
                     found.append((name, None))
                 continue
             since = self._since.setdefault(name, now)
-            told = self._told.get(name)
-            long = _is_long(held, now) or now - since > LONG_HOLD_S
-            if (told is None and long) or (told is not None and held["until"] > told + LONG_HOLD_S):
-                self._told[name] = held["until"]
+            if name in self._told:
+                at, until = self._told[name]
+                longer = held["until"] - until
+                news = longer > _SELDOM_S or (longer > LONG_HOLD_S and now - at >= at - since)
+            else:
+                news = _is_long(held, now) or now - since > LONG_HOLD_S
+            if news:
+                self._told[name] = now, held["until"]
                 found.append((name, held))
         return found
 

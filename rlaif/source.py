@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from rlaif import data, records
 from rlaif.config import RunConfig
 from rlaif.errors import InputError
@@ -20,7 +22,7 @@ from rlaif.ledger import PromptRow
 from rlaif.types import Candidate, Prompt
 
 _SHOWN = 120
-_VERSION = 1
+_VERSION = 2
 
 
 class Source:
@@ -33,9 +35,10 @@ class Source:
     def read(self) -> Iterator[tuple[Prompt, Sequence[Candidate]]]:
         """Each prompt with its candidates (none where they are to be sampled), in order. Raises InputError."""
         config = self._config
+        how: dict[str, Any] = {name: getattr(config, name) for name in ("system", "limit", "dedupe", "replace")}
         if config.command == "judge":
-            return data.read_candidates(self._from, system=config.system, limit=config.limit)
-        return ((prompt, ()) for prompt in data.read_prompts(self._from, system=config.system, limit=config.limit))
+            return data.read_candidates(self._from, **how)
+        return ((prompt, ()) for prompt in data.read_prompts(self._from, **how))
 
     def rows(self) -> Iterator[PromptRow]:
         """The same as the ledger keeps them."""
@@ -53,15 +56,20 @@ class Source:
         except OSError:
             return None
         config = self._config
-        return digest([_VERSION, content, path.suffixes, config.command == "judge", config.system, config.limit])
+        how = config.system, config.limit, config.dedupe, config.replace
+        return digest([_VERSION, content, path.suffixes, config.command == "judge", *how])
 
-    def changed(self, before: PromptRow | None, now: PromptRow | None) -> None:
-        """Accepts a prompt whose other columns have changed. Raises InputError with the difference otherwise."""
+    def changed(self, before: PromptRow | None, now: PromptRow | None, *, earlier: str | None = None) -> None:
+        """Accepts a prompt whose other columns have changed. Raises InputError with the difference otherwise.
+
+        `earlier` is the configuration of the run that made `before`, as YAML.
+        """
         assert before is not None
         if now is None:
             if self._config.limit is None or before.ordinal < self._config.limit:
                 raise InputError(
                     f"prompt {before.ordinal + 1} ({before.id!r}) of the earlier run is gone from the input; put it back"
+                    + self._read_otherwise(earlier)
                 )
             return
         marks = _marks(before), _marks(now)
@@ -70,6 +78,17 @@ class Source:
         raise InputError(
             f"prompt {before.ordinal + 1} ({before.id!r}) has changed since the earlier run in {self._config.out!r}:"
             f" {'; '.join(changes('', *marks))}. Add new prompts at the end, or choose another directory"
+            + self._read_otherwise(earlier)
+        )
+
+    def _read_otherwise(self, earlier: str | None) -> str:
+        """In words, how the reading differs from the earlier run's: that may be the whole reason."""
+        was = yaml.safe_load(earlier or "") or {}
+        differs = {
+            name: bool(was.get(name)) for name in ("dedupe", "replace") if was.get(name, False) != getattr(self._config, name)
+        }
+        return "".join(
+            f" (the earlier run was made {'with' if given else 'without'} --{name})" for name, given in differs.items()
         )
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import Room, environment, read_rows, rlaif, start, write_prompts, write_rows
+from helpers import Room, environment, read_rows, rlaif, start, summary, write_prompts, write_rows
 from typer.testing import CliRunner
 
 from rlaif.cli import app
@@ -34,8 +34,9 @@ def refused_file(room: Room, path: Path, *more: object) -> str:
     return one_message(room, done.stderr)
 
 
-def one_message(room: Room, stderr: str) -> str:
-    assert room.count() == 0
+def one_message(room: Room | None, stderr: str) -> str:
+    """The one line that was said; fails if anything was asked of the `room`."""
+    assert room is None or room.count() == 0
     lines = stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), stderr
     return lines[0]
@@ -117,6 +118,67 @@ def test_repeated_prompts_are_items_of_their_own(room: Room, tmp_path: Path) -> 
     first, second, third = (r["id"] for r in read_rows(out / "dpo.jsonl"))
     assert (second, third) == (f"{first}-2", f"{first}-3")
     assert len({e["body"]["seed"] for e in room.log() if not e["judge"]}) == 3
+
+
+def test_repeats_are_left_out_on_request_and_the_same_command_resumes(room: Room, tmp_path: Path) -> None:
+    rows = [{"prompt": text} for text in ("Why?", "Why?", "How?", "Why?", "When?")]
+    path, out = write_rows(tmp_path / "p.jsonl", rows), tmp_path / "run"
+    command = ["generate", path, "--policy", room.model(), "--out", out, "-n", 2, "--dedupe"]
+    assert "rows left out" in (said := rlaif(*command, "--limit", 2).stdout) and "(--dedupe): 1" in said
+    assert [r["prompt"][0]["content"] for r in read_rows(out / "dpo.jsonl")] == ["Why?", "How?"]
+    asked = room.count()
+    assert "(--dedupe): 2" in rlaif(*command).stdout
+    assert room.count() == asked * 3 // 2
+    write_rows(path, [*rows, {"prompt": "How?"}])
+    rlaif(*command)
+    assert "rows left out" not in rlaif(*command).stdout  # an unchanged file is not read again
+    assert [r["prompt"][0]["content"] for r in read_rows(out / "dpo.jsonl")] == ["Why?", "How?", "When?"]
+    assert room.count() == asked * 3 // 2 and room.repeats() == 0
+    said = one_message(None, rlaif(*command[:-1], expect=2).stderr)
+    assert "prompt 2" in said and "the earlier run was made with --dedupe" in said
+    assert room.count() == asked * 3 // 2
+
+
+def test_a_run_with_repeats_is_not_continued_without_them(room: Room, tmp_path: Path) -> None:
+    path, out = write_rows(tmp_path / "p.jsonl", [{"prompt": text} for text in ("Why?", "How?", "Why?")]), tmp_path / "run"
+    rlaif("generate", path, "--policy", room.model(), "--out", out, "-n", 2)
+    said = one_message(
+        None, rlaif("generate", path, "--policy", room.model(), "--out", out, "-n", 2, "--dedupe", expect=2).stderr
+    )
+    assert "prompt 3" in said and "is gone" in said and "made without --dedupe" in said
+
+
+def test_comparisons_that_repeat_are_left_out(room: Room, tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "candidates": given} for given in (["a", "b"], ["a", "b"], ["a", "c"])]
+    path, out = write_rows(tmp_path / "c.jsonl", rows), tmp_path / "run"
+    said = rlaif("judge", path, "--judge-model", room.model(), "--out", out, "--dedupe").stdout
+    assert "(--dedupe): 1" in said and summary(out)["prompts"] == 2
+
+
+def test_what_is_no_text_is_replaced_on_request(room: Room, tmp_path: Path) -> None:
+    path, out = tmp_path / "prompts.jsonl", tmp_path / "run"
+    path.write_bytes(b'{"prompt": "Wh\xff?"}\n' + GOOD + b'{"prompt": "half a pair \\ud800"}\n')
+    command = ["generate", path, "--policy", room.model(), "--out", out, "-n", 2]
+    said = one_message(room, rlaif(*command, expect=2).stderr)
+    assert f"{path}:1" in said and "--replace" in said
+    assert "(--replace): 2" in rlaif(*command, "--replace").stdout
+    assert [r["prompt"][0]["content"] for r in read_rows(out / "dpo.jsonl")] == ["Wh\ufffd?", "Why?", "half a pair \ufffd"]
+    asked = room.count()
+    assert "--replace)" not in rlaif(*command, "--replace").stdout and room.count() == asked
+    notes = [
+        json.loads(line)
+        for line in rlaif(*command, "--config", out / "config.yaml", "--limit", 3, "--log-format", "json").stdout.splitlines()
+    ]
+    assert [n["message"][-14:] for n in notes if n["event"] == "note"] == ["(--replace): 2"]
+    assert f"{path}:1" in one_message(None, rlaif(*command, expect=2).stderr) and room.count() == asked
+
+
+def test_the_plan_counts_the_prompts_that_stay(room: Room, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(GOOD + GOOD + b'{"prompt": "half \\ud83d"}\n')
+    said = rlaif("generate", path, "--policy", room.model(), "--out", tmp_path / "run", "--dry-run", "--dedupe", "--replace")
+    assert "prompts: 2" in said.stdout and room.count() == 0
+    assert said.stderr.count("(--dedupe): 1") == said.stderr.count("(--replace): 1") == 1
 
 
 @pytest.mark.parametrize(
@@ -329,7 +391,7 @@ def test_database_of_something_else_is_left_alone(room: Room, tmp_path: Path, ki
 
 
 def test_second_process_on_one_directory_is_refused_with_the_first_ones_pid(room: Room, tmp_path: Path) -> None:
-    room.set(latency_s=0.5)
+    room.set(latency_s=60)
     command = ["generate", write_prompts(tmp_path / "p.jsonl", 2), "--policy", room.model(), "--out", tmp_path / "run"]
     with start(*command) as first:
         while not room.count():

@@ -128,6 +128,24 @@ def test_one_who_gives_up_leaves_the_call_to_the_others(room: Room, tmp_path: Pa
     assert (room.count(), tally.policy) == (calls, 1)
 
 
+def test_those_who_give_up_together_buy_nothing_more(room: Room, tmp_path: Path) -> None:
+    """Those who share the call of one who waits in line, and all are cancelled in one turn, as at the end of a run."""
+
+    async def work(client: Client) -> list[Choice | BaseException]:
+        busy = [asyncio.ensure_future(client.answer(replace(ASKED, temperature=k / 10))) for k in range(8)]
+        asking = [asyncio.ensure_future(client.answer(ASKED)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        for task in asking:
+            task.cancel()
+        ended = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 5)
+        await asyncio.gather(*busy)
+        return ended
+
+    room.set(latency_s=0.2)
+    ended, _ = session(room, tmp_path, work)
+    assert [type(e) for e in ended] == [asyncio.CancelledError] * 3 and room.count() == 8
+
+
 def test_nothing_is_bought_when_all_give_up_together(room: Room, tmp_path: Path) -> None:
     async def work(client: Client) -> list[Any]:
         asking = [asyncio.ensure_future(client.answer(ASKED)) for _ in range(3)]

@@ -401,3 +401,225 @@ def test_a_number_beyond_floats_is_refused_as_a_score(tmp_path: Path) -> None:
         path.write_text(f'{{"prompt": "Why?", "candidates": ["a", {{"text": "b", "score": {number}}}]}}\n')
         with pytest.raises(InputError, match="score"):
             list(read_candidates(str(path)))
+
+
+# --dedupe and --replace
+
+
+def said_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    assert all(record.levelname == "WARNING" and record.name == "rlaif" for record in caplog.records)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_repeats_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rows = ["Why?", "How?", {"prompt": user("Why?"), "id": "own", "reference": "r"}, "why?", "How?", {"prompt": "Why? "}]
+    kept = read(rows, dedupe=True)
+    assert [p.text for p in kept] == ["Why?", "How?", "why?", "Why? "]
+    assert [p.ordinal for p in kept] == [0, 1, 2, 3]
+    assert [p.id for p in kept] == [read([text])[0].id for text in ("Why?", "How?", "why?", "Why? ")]
+    assert kept[0].reference is None  # the first stays as it is
+    assert said_of(caplog) == ["rows left out, as they only repeat an earlier one (--dedupe): 2"]
+
+
+def test_without_a_repeat_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    rows = ["Why?", "How?", {"prompt": [{"role": "system", "content": "Be brief."}, *user("Why?")]}]
+    assert read(rows, dedupe=True, replace=True) == read(rows)
+    assert not caplog.records
+
+
+def test_what_the_model_sees_is_compared() -> None:
+    own = {"prompt": [{"role": "system", "content": "Be brief."}, *user("Why?")]}
+    assert len(read(["Why?", own], dedupe=True)) == 2
+    assert len(read(["Why?", own], dedupe=True, system="Be brief.")) == 1
+    named = {"prompt": [{"role": "user", "content": "Why?", "name": "Ann"}]}
+    assert len(read(["Why?", named, named], dedupe=True)) == 2
+
+
+def test_an_id_that_stands_twice_is_refused_of_repeats_too() -> None:
+    rows = [{"id": "a", "prompt": "Why?"}, {"id": "b", "prompt": "Why?"}, {"id": "b", "prompt": "How?"}]
+    assert "item 3" in refusal(rows, dedupe=True) and "'b'" in refusal(rows, dedupe=True)
+    assert "item 2" in refusal([rows[0], rows[0]], dedupe=True)
+    assert [p.id for p in read(rows[:2], dedupe=True)] == ["a"]
+
+
+def test_limit_counts_the_prompts_that_stay(caplog: pytest.LogCaptureFixture) -> None:
+    def rows() -> Any:
+        yield from ["one", "one", "two", "one"]
+        yield "three"
+        raise AssertionError("read too far")
+
+    assert [p.text for p in read(rows(), limit=3, dedupe=True)] == ["one", "two", "three"]
+    assert said_of(caplog)[0].endswith(": 2")
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=12))
+def test_those_that_stay_are_the_first_of_their_kind(texts: list[str]) -> None:
+    assert [p.text for p in read(texts, dedupe=True)] == list(dict.fromkeys(texts))
+
+
+def test_the_same_prompt_with_other_candidates_is_another_comparison() -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "Why?", "candidates": ["a", "b"]},
+        {"prompt": "Why?", "candidates": ["a", {"response": "b"}]},
+        {"prompt": user("Why?"), "candidates": ["b", "a"]},
+        {"prompt": "Why?", "candidates": ["a", {"response": "b", "score": 1}]},
+        {"prompt": "Why?", "candidates": ["a", "b", "c"]},
+        {"prompt": "How?", "candidates": ["a", "b"]},
+    ]
+    found = list(read_candidates(rows, dedupe=True))
+    assert [(p.text, [c.text for c in given]) for p, given in found] == [
+        ("Why?", ["a", "b"]),
+        ("Why?", ["b", "a"]),
+        ("Why?", ["a", "b"]),
+        ("Why?", ["a", "b", "c"]),
+        ("How?", ["a", "b"]),
+    ]
+    assert [p.ordinal for p, _ in found] == [0, 1, 2, 3, 4]
+    assert len(list(read_candidates(rows))) == 6
+    assert len(read(rows, dedupe=True)) == 2  # as prompts to sample for
+
+
+def test_left_out_rows_are_not_kept_in_memory() -> None:
+    found = read_prompts((text for k in range(10**9) for text in ("Why?", f"Question {k}")), dedupe=True)
+    tracemalloc.start()
+    try:
+        for _ in range(2000):
+            next(found)
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(6000):
+            next(found)
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    finally:
+        tracemalloc.stop()
+        found.close()  # type: ignore[attr-defined]
+
+
+BAD = [b"W\xe9?", b"fine", "\ufffd é 🙂".encode(), b"\xf0\x9f\x99", b"\xed\xa0\x80."]
+MENDED = ["W\ufffd?", "fine", "\ufffd é 🙂", "\ufffd" * 3, "\ufffd" * 3 + "."]
+
+
+def bad_file(path: Path) -> Path:
+    """A file with BAD as its prompts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind == "parquet":
+        offsets, texts = pa.array(BAD).buffers()[1:]
+        table = pa.table({"prompt": pa.StringArray.from_buffers(len(BAD), offsets, texts)})
+        pq.write_table(table, path)
+        raw = path.read_bytes()
+    elif kind == "csv":
+        raw = b"prompt\n" + b"".join(b'"%s"\n' % text for text in BAD)
+    elif kind == "txt":
+        raw = b"".join(text + b"\n" for text in BAD)
+    elif kind == "json":
+        raw = b"[" + b",\n".join(b'{"prompt": "%s"}' % text for text in BAD) + b"]"
+    else:
+        raw = b"".join(b'{"prompt": "%s"}\n' % text for text in BAD)
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+BAD_FILES = ["p.jsonl", "p.json", "p.csv", "p.txt", "p.parquet", "p.jsonl.gz", "p.csv.gz", "p.parquet.gz"]
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bytes_that_are_no_text_are_replaced_and_their_rows_counted(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = bad_file(tmp_path / name)
+    found = read(path, replace=True)
+    assert [p.text for p in found] == MENDED
+    assert said_of(caplog) == ["rows in which U+FFFD stands for what is no text (--replace): 3"]
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bytes_that_are_no_text_are_refused_by_their_place(tmp_path: Path, name: str) -> None:
+    said = refusal(bad_file(tmp_path / name))
+    kind = name.removesuffix(".gz").rpartition(".")[2]
+    where = {
+        "jsonl": ":1: invalid UTF-8 at byte 14",
+        "json": ":1: invalid UTF-8 at byte 15",
+        "csv": ":2: invalid UTF-8 at byte 3",
+        "txt": ":1: invalid UTF-8 at byte 2",
+        "parquet": ": row 1: invalid UTF-8",
+    }
+    assert said.startswith(f"{tmp_path / name}{where[kind]}: ") and "--replace" in said, said
+
+
+def test_rows_of_a_parquet_file_are_read_alike_beside_a_bad_one(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"prompt": user(f"q{k}"), "tags": ["a", None], "more": {"k": [{"x": 1.5}]}, "none": None} for k in range(3)]
+    table = pa.Table.from_pylist(rows).append_column("coded", pa.array(["a", "b", "a"]).dictionary_encode())
+    offsets, texts = pa.array([b"a", b"\xff", b"c"]).buffers()[1:]
+    bad = table.append_column("kind", pa.StringArray.from_buffers(3, offsets, texts))
+    pq.write_table(bad, tmp_path / "bad.parquet")
+    pq.write_table(table.append_column("kind", pa.array(["a", "\ufffd", "c"])), tmp_path / "good.parquet")
+    assert read(tmp_path / "bad.parquet", replace=True) == read(tmp_path / "good.parquet")
+    assert "row 2" in refusal(tmp_path / "bad.parquet")
+
+
+def test_a_saved_dataset_with_bytes_that_are_no_text_is_refused(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_parquet(str(bad_file(tmp_path / "p.parquet")), cache_dir=str(tmp_path)).save_to_disk(tmp_path / "d")
+    for replace in (False, True):
+        said = refusal(tmp_path / "d", replace=replace)
+        assert "row 1: invalid UTF-8" in said and ".parquet" in said
+
+
+@given(st.lists(st.text(st.characters()), min_size=1, max_size=4))
+def test_halves_of_pairs_are_replaced_wherever_they_stand(texts: list[str]) -> None:
+    """In files they can only be escapes, and next to each other two halves are a letter there."""
+
+    def mended(text: str) -> str:
+        return "".join("\ufffd" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+
+    row = {
+        "prompt": [{"role": "user", "content": "x" + t, "name": t} for t in texts],
+        "f": {"k": [texts]},
+        "reference": texts[0],
+    }
+    (found,) = read([row], replace=True)
+    assert [(m["content"], m["name"]) for m in found.messages] == [("x" + mended(t), mended(t)) for t in texts]
+    assert (found.fields, found.reference) == ({"f": {"k": [[mended(t) for t in texts]]}}, mended(texts[0]))
+
+
+def test_escaped_halves_are_replaced_and_their_rows_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(
+        b'{"prompt": "a\\ud800b\\\\ud800", "id": "\\udc00"}\n{"prompt": "\\ud83d\\ude42", "k\\udfff": "\xe9 \\uDEAD"}\n'
+        b'{"prompt": "c"}\n'
+    )
+    one, two, _ = read(path, replace=True)
+    assert (one.text, one.id, two.text, two.fields) == ("a\ufffdb\\ud800", "\ufffd", "🙂", {"k\ufffd": "\ufffd \ufffd"})
+    assert said_of(caplog) == ["rows in which U+FFFD stands for what is no text (--replace): 2"]
+    path.write_bytes(b'{"prompt": "a", "candidates": ["\\ud800", {"text": "b\xff", "model": "\xff"}]}\n')
+    ((_, given),) = read_candidates(str(path), replace=True)
+    assert [(c.text, c.model) for c in given] == [("\ufffd", ""), ("b\ufffd", "\ufffd")]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b'{"prompt": "Why?", "a\\ud800": 1, "a\\udc00": 2}', "stands twice"),
+        (b'{"prompt": "Why?", "id": "\xff"}', "earlier row"),
+        (b'{"prompt": "Why?"} \xff', "JSON"),
+        (b'{"prompt": "Why?", "x": ' + b"[" * 600 + b'"\xff"' + b"]" * 600 + b"}", "nested"),
+        ('{"prompt": "Why?"}'.encode("utf-16"), "JSON"),
+    ],
+    ids=["key", "id", "json", "deep", "utf-16"],
+)
+def test_what_replacing_does_not_repair_is_refused(tmp_path: Path, line: bytes, why: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'{"prompt": "How?", "id": "\xfe"}\n' + line + b"\n")
+    said = refusal(path, replace=True)
+    assert said.startswith(f"{path}:2: ") and why in said
+
+
+def test_a_file_in_utf_16_is_not_replaced_away(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("Why?\n".encode("utf-16"))
+    assert "UTF-16" in refusal(tmp_path / "p.txt", replace=True)

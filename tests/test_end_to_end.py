@@ -340,11 +340,14 @@ def test_each_fault_gets_at_least_four_attempts(room: Room, tmp_path: Path) -> N
 
 
 def test_full_disk_stops_the_run_and_space_lets_it_go_on(run: Finished, new_room: NewRoom, tmp_path: Path) -> None:
+    """A disk that fills up while the run works; without room for the reserve, 8 MiB, it would not have begun."""
     room, out = new_room(), tmp_path / "run"
-    process = start(
-        *("generate", run.prompts, "--policy", room.model(), "--out", out, "--concurrency", 4),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
-    )
+    room.set(latency_s=0.05)
+    process = start(*("generate", run.prompts, "--policy", room.model(), "--out", out, "--concurrency", 4))
+    while room.count() < 12 and process.poll() is None:
+        time.sleep(0.01)
+    size = (out / "run.sqlite-wal").stat().st_size
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 3, (process.returncode, stdout, stderr)
     assert "(disk)" in stderr and "Traceback" not in stderr

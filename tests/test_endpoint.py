@@ -12,14 +12,13 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
-from helpers import Room
+from helpers import Books, Room
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,29 +28,6 @@ from rlaif.models import chat
 from rlaif.models.openai import make_transport
 from rlaif.responses import TransportError, error_fields, retry_after_s
 from rlaif.types import Reply
-
-GRACE_S = 0.06
-"""The server holds nothing against a request that was sent before its word could arrive."""
-
-
-@dataclass
-class Books:
-    """What a purchase is told, by all calls together."""
-
-    sent: int = 0
-    kept: list[bytes] = field(default_factory=list)
-    faults: list[tuple[str, int | None, bytes]] = field(default_factory=list)
-
-    def begin(self) -> None:
-        self.sent += 1
-
-    async def keep(self, body: bytes) -> None:
-        await asyncio.sleep(0)
-        self.kept.append(body)
-
-    async def fault(self, kind: str, status: int | None, body: bytes) -> None:
-        await asyncio.sleep(0)
-        self.faults.append((kind, status, body))
 
 
 class Calls:
@@ -164,7 +140,7 @@ def test_outcome_of_each_fault(
             await connected(room, lambda call: call("Why?"), kind=transport, books=books)
         except (CallFailed, StopRun) as caught:
             stored = len(books.kept) + len(books.faults)
-            return failure, type(caught), caught.kind, room.count(), books.sent, stored
+            return failure, type(caught), caught.kind, room.count(), books.begun, stored
         raise AssertionError(f"{failure}: answered")
 
     async def meet_all() -> list[tuple[str, type[Exception], str, int, int, int]]:
@@ -438,7 +414,7 @@ def test_work_in_flight_is_no_endpoint_that_accepts_nothing(room: Room) -> None:
 
     async def two(call: Calls) -> list[Any]:
         slow = asyncio.ensure_future(call("slow"))
-        await until(lambda: call.books.sent == 1)
+        await until(lambda: room.count() == 1)
         room.set(failure="busy", fail_when="later", fail_count=3)
         return [await call("later"), await slow]
 
@@ -465,21 +441,47 @@ def test_a_key_that_was_refused_by_mistake_goes_on(room: Room) -> None:
     assert room.count() == 31
 
 
+def test_an_answer_to_what_was_sent_before_says_nothing_for_the_key(room: Room) -> None:
+    async def work(call: Calls) -> list[Any]:
+        slow = asyncio.ensure_future(call("slow"))
+        await until(lambda: room.count() == 1)
+        room.set(failure="auth", fail_when="other", latency_s=0.3)
+        others = asyncio.ensure_future(call.all(*(f"other {k}" for k in range(10))))
+        return [await slow, *await others]
+
+    room.set(latency_s=0.5)  # it ends while the key is asked for once more
+    assert kinds(through(room, work, concurrency=2)) == {"Reply": 1, "auth": 10}
+    assert room.count() == 3
+
+
 def test_a_text_that_is_forbidden_while_others_are_not_fails_alone(room: Room) -> None:
     room.set(failure="forbidden", fail_when="poison")
 
     async def several(call: Calls) -> list[Any]:
-        first = asyncio.ensure_future(call("poison"))
-        found: list[Any] = []
-        while not first.done():
-            found += await call.all(*range(4))
-            await asyncio.sleep(0.005)
-        return [*found, *await asyncio.gather(first, return_exceptions=True)]
+        async def others(name: str) -> list[Reply]:
+            found = []
+            while not first.done():
+                found.append(await call(f"{name} {len(found)}"))
+            return found
 
-    found = through(room, several, attempts=3)
+        first = asyncio.ensure_future(call("poison"))
+        found = await asyncio.gather(*(others(name) for name in "abcd"))
+        return [*chain(*found), *await asyncio.gather(first, return_exceptions=True)]
+
+    found = through(room, several, attempts=3, concurrency=1)
     assert isinstance(found[-1], CallFailed) and found[-1].kind == "auth"
     assert kinds(found[:-1]) == {"Reply": len(found) - 1}
     assert asked(room).count("poison") == 4
+
+
+def test_failures_do_not_lower_the_limit(room: Room) -> None:
+    async def work(call: Calls) -> tuple[int, list[Any], int]:
+        before = call.endpoint.state()["limit"]
+        room.set(fault_share=0.4, faults="status_500,status_529,reset,html")
+        return before, await call.all(*range(40)), call.endpoint.state()["limit"]
+
+    before, found, now = through(room, work, attempts=20, concurrency=16)
+    assert kinds(found) == {"Reply": 40} and now >= before >= 1
 
 
 # Stops
@@ -604,18 +606,35 @@ def test_an_outage_ends_with_the_longest_wait(room: Room, failure: str) -> None:
     assert "--max-wait" in str(found[-1]) and room.count() < 4 + 10 + 4 + 25
 
 
+def test_an_answer_to_what_was_sent_before_does_not_end_an_outage(room: Room) -> None:
+    async def work(call: Calls) -> list[Any]:
+        slow = asyncio.ensure_future(call("slow"))
+        await until(lambda: room.count() == 1)
+        room.set(failure="status_503", fail_when="other")
+        others = asyncio.ensure_future(call.all(*(f"other {k}" for k in range(10))))
+        return [await slow, *await others]
+
+    room.set(latency_s=1.0)
+    found = through(room, work, concurrency=12, attempts=2, max_wait_s=2.0, longest_probe_s=0.1)
+    assert kinds(found) == {"Reply": 1, "unreachable": 10}
+
+
 def test_a_refusal_in_an_outage_is_a_sign_of_life(room: Room) -> None:
     room.set(failure="status_503", fail_after=4)
 
-    async def work(call: Calls) -> list[Any]:
+    async def work(call: Calls) -> tuple[list[Any], int]:
         calls = asyncio.ensure_future(call.all(*range(24)))
         await until(lambda: (call.endpoint.state()["held"] or {"why": ""})["why"].endswith("tried again"))
-        room.set(failure="policy")
-        return await calls
+        room.set(failure="policy", latency_s=0.02)
+        await until(lambda: call.books.faults[-1][0] == "http_400")
+        together = 0
+        while not calls.done():
+            together = max(together, call.endpoint.state()["in_flight"])
+            await asyncio.sleep(0.002)
+        return await calls, together
 
-    began = time.monotonic()
-    assert kinds(through(room, work, attempts=8)) == {"Reply": 4, "bad_request": 20}
-    assert time.monotonic() - began < 4
+    found, together = through(room, work, attempts=8)
+    assert kinds(found) == {"Reply": 4, "bad_request": 20} and together > 1
 
 
 def test_a_refused_connection_where_there_were_answers_waits_for_the_server(room: Room) -> None:

@@ -151,6 +151,21 @@ def test_many_short_holds_in_a_row_are_a_long_one() -> None:
     assert [len(holds.changes(shot)) for shot in shots] == [0, 0, 0, 0, 0, 0, 1, 0]
 
 
+def test_an_outage_is_told_of_ever_more_seldom() -> None:
+    """Each of its probes moves the end of the hold on."""
+    holds = Holds()
+    shots = [snapshot(t, endpoints=[endpoint(held={"why": "503", "until": START + t + 8})]) for t in range(900)]
+    told = [shot["time"] - START for shot in shots if holds.changes(shot)]
+    assert told[:3] == [0.0, 6.0, 12.0] and len(told) < 25 and told[-1] > 800
+
+
+def test_of_a_run_that_stops_nothing_goes_on() -> None:
+    holds = Holds()
+    held = [endpoint(held={"why": "503", "until": START + 60})]
+    assert len(holds.changes(snapshot(0, endpoints=held))) == 1
+    assert holds.changes(snapshot(1, endpoints=[endpoint()], state="stopping")) == []
+
+
 @pytest.fixture
 def owned(tmp_path: Path) -> Any:
     ledger = Ledger.open(tmp_path)

@@ -45,9 +45,6 @@ def salvage(directory: Path, out: Path) -> Report:
         saved = collect(source, db)
         if not any(saved.rows.values()):
             raise InputError(f"{str(source.path)!r} holds no row of a run that could be saved")
-        alone = db.execute("DELETE FROM records WHERE ordinal NOT IN (SELECT ordinal FROM prompts)").rowcount
-        saved.rows["records"] -= alone  # nobody could export them; they are made again once the next run has read its input
-        saved.lost["records"] += alone
         db.execute("DELETE FROM meta WHERE name = 'source'")  # so that the next run reads its input, for prompts that are lost
         for row in _spend(saved):
             db.execute(f"INSERT INTO spend VALUES ({', '.join('?' * len(row))}, ?)", (*row, crc_of(*row)))

@@ -55,6 +55,10 @@ class Models:
         for model in self._models.values():
             model.stop(reason)
 
+    def stopped(self) -> StopRun | None:
+        """Why an endpoint lets nothing out any more, None if all do."""
+        return next((endpoint.stopped for endpoint in self._endpoints.values() if endpoint.stopped), None)
+
     def states(self) -> list[EndpointState]:
         """What each endpoint does now (`Endpoint.state`)."""
         return [endpoint.state() for endpoint in self._endpoints.values()]

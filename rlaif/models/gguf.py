@@ -22,6 +22,7 @@ from typing import Any
 from rlaif.endpoint import Endpoint
 from rlaif.errors import InputError, StopRun
 from rlaif.models import chat
+from rlaif.models.odd import Oddities
 from rlaif.models.openai import AiohttpTransport, OpenAI
 from rlaif.responses import Response
 from rlaif.types import Purchase, Reply, Request
@@ -105,7 +106,7 @@ class _Loaded(OpenAI):
 
     def __init__(self, name: str, *, server: Any, **settings: Any) -> None:
         super().__init__(name, **settings)
-        self._server = server
+        self._server, self.oddities = server, Oddities(name, None)  # llama.cpp names the file
 
     async def close(self) -> None:
         await super().close()

@@ -22,9 +22,9 @@ _DATED = re.compile(r"[-@:]\d[\d-]*")
 
 
 class Oddities:
-    """Counts of one model's answers, by the words above."""
+    """Counts of one model's answers, by the words above. Without `served_as`, any model it names is its own."""
 
-    def __init__(self, name: str, served_as: str) -> None:
+    def __init__(self, name: str, served_as: str | None) -> None:
         self.counts: Counter[str] = Counter()
         self._name, self._served_as = name, served_as
         self._ids: dict[str, None] = {}
@@ -35,9 +35,10 @@ class Oddities:
         if reply.model is not None and not self._is_own(reply.model):
             self._count("other_model", f"answers as {one_line(reply.model)[:200]!r}")
         if reply.id is not None:
-            if reply.id in self._ids:
+            name = reply.id[:200]
+            if name in self._ids:
                 self._count("repeated_id", "gives several answers one id, perhaps from a cache: they are taken as they are")
-            self._ids[reply.id[:200]] = None
+            self._ids[name] = None
             if len(self._ids) > _REMEMBERED:
                 del self._ids[next(iter(self._ids))]
         for choice in reply.choices:
@@ -46,9 +47,8 @@ class Oddities:
                 self._count("unknown_finish", f"ends answers {ends}: they count as complete")
 
     def _is_own(self, model: str) -> bool:
-        return model == self._served_as or (
-            model.startswith(self._served_as) and _DATED.fullmatch(model, len(self._served_as)) is not None
-        )
+        asked = self._served_as
+        return asked is None or model == asked or (model.startswith(asked) and _DATED.fullmatch(model, len(asked)) is not None)
 
     def _count(self, kind: str, what: str) -> None:
         self.counts[kind] += 1

@@ -93,6 +93,8 @@ class Pace:
 
     def sent(self, now: float, tokens: int = 0, kind: str = "") -> Flight:
         """Counts a call in flight. Calls of one `kind` have like latencies."""
+        if self._number == 0:
+            self._rate.began(now)
         self._number += 1
         self.in_flight += 1
         self._wanted = False

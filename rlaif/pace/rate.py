@@ -15,14 +15,15 @@ from collections import deque
 _BACK = 0.94  # of a rate that was refused after a calm time
 _STEEP = (0.95, 0.9, 0.7, 0.6)  # of one refused at the heels of another, by how many there were
 _DEAR_S, _SKIP = 0.1, 2  # where each costs such a hold, the first of these are skipped
-_FEW, _MILD = 8, 0.9  # a rate that bore more than so many requests was not far off
+_FEW, _MILD = 8, 0.8  # a rate that bore more than so many requests was not far off
 _NEAR = 0.98  # so close to the known rate, a refusal says that this one was a little too high
 _SURE, _KEEP = 0.55, 0.95  # a known rate of which so much was borne among refusals is kept, nearly
 _PASSED = 1.003  # a rate so far above the known one was raised
 _RAISED = 1.06
 _DOUBLING_S, _SEARCH_S = 0.5, 0.4
-_REFUSED, _HELD = 0.033, 0.35  # the share of requests, of time, that growing may cost
+_REFUSED, _HELD = 0.033, 0.35  # about the share of requests, and of time, that growing may cost
 _SOONEST_S, _LATEST_S = 0.6, 10.0
+_BURST = 16  # so many accepted at the beginning tell the rate
 _PATIENT, _PATIENCE = 1.5, 3.0  # growth waits longer each time that a dear refusal confirms the rate
 _TIMER_S = 0.005  # lateness of timers, made up for only where the spacing is shorter
 _LEAST = 1 / 60  # requests per second
@@ -49,6 +50,11 @@ class Rate:
         self._spare = 0.5  # how far the mean of the last second is believed, 0.0 to 1.0
         self._patience = 1.0
         self._cost = 1.0  # refusals an episode, decayed mean
+        self._guarded = False  # the last episode was of paced sends, not of the herd that came before them
+
+    def began(self, now: float) -> None:
+        """The first of all calls is sent: what is accepted is counted from here."""
+        self._last = self._calm = 0, now
 
     def sent(self, now: float) -> None:
         """Takes a slot. A send that had to wait for it is paced by the rate, which may grow then."""
@@ -95,8 +101,9 @@ class Rate:
             # The beginning was a burst: take it for a second's share, unless the endpoint names a shorter spacing.
             due = 1.0 / max(held_s, 0.001) if exact and held_s < 0.25 else 0.0
             self.value = max(accepted / max(at - since, 1.0), due, 4.0 if held_s < 2.0 else 1.0 / held_s)
-            self._known = 0.0
+            self._known = self.value if accepted >= _BURST else 0.0
             self._sends.clear()
+            self._guarded = False
         else:
             bound = self._bound(self.value, at)
             if not self._known or self._age > 0.5 * self._scale or self.value > _NEAR * self._known:
@@ -109,7 +116,7 @@ class Rate:
         dear = max(self._cost / self.value / _REFUSED, self._patience * held_s / _HELD)
         self._scale = min(max(_SOONEST_S, dear), _LATEST_S)
         self._last, self._refused = (number, at), 0
-        self._resumed = held_until
+        self._resumed = self._paced_at = held_until
         self.slot = max(held_until, self._sends[-1] + 1.0 / self.value if self._sends else 0.0)
 
     def _bound(self, rate: float, at: float) -> float:
@@ -122,8 +129,9 @@ class Rate:
 
     def _after_calm(self, number: int, at: float, bound: float) -> None:
         assert self.value is not None
-        if self._known:
+        if self._known and self._guarded:
             self._cost += 0.3 * (self._refused - self._cost)
+        self._guarded = True
         if self.value > _RAISED * self._known:  # the endpoint bore more than was known
             self._spare = max(0.0, self._spare - 0.3)
             self._patience = 1.0
