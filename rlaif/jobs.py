@@ -297,6 +297,7 @@ class Run:
             raise
         finally:
             self._stop_calls = None
+            stop(StopRun("closed", "the run has ended"))
             try:
                 await models.close()
             finally:

@@ -47,7 +47,7 @@ class ThreadRunner:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float, name: str) -> None:
         self.loop, self._timeout_s, self._name = loop, timeout_s, name
-        self._waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._finished: deque[tuple[_Job, Outcome]] = deque()
         self._state = threading.Lock()  # held for a change of the next three, never while a function runs
         self._thread: threading.Thread | None = None
@@ -78,13 +78,14 @@ class ThreadRunner:
             self._open -= 1
 
     def stop(self, reason: Exception) -> None:
-        """Raises `reason` for all that wait for their turn, and for all that come."""
+        """Raises `reason` for all that wait for their turn, and for all that come; the thread ends after its function."""
         self._stopped = reason
         with contextlib.suppress(queue.Empty):
             while True:
                 job = self._waiting.get_nowait()
-                if not job.future.done():
+                if job is not None and not job.future.done():
                     job.future.set_exception(reason)
+        self._waiting.put(None)
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
@@ -101,6 +102,8 @@ class ThreadRunner:
                         self._thread = None
                         return
                 continue
+            if job is None:
+                return
             with self._state:
                 if job.future.done():  # nobody waits for it any more
                     continue
