@@ -1,4 +1,4 @@
-"""What benchmarks share: the test server in a process of its own, clients in fresh processes, Markdown tables.
+"""Clients in fresh processes: what one cost, and what the test server saw of it.
 
 A client is a script that does some work against an endpoint and prints one JSON object as its last line: what it measured
 around that work. What it cost as a whole, with the start of its interpreter, is taken from the kernel when it ends.
@@ -12,24 +12,17 @@ import platform
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-HERE = Path(__file__).resolve().parent
-TESTS = HERE.parent / "tests"
-if str(TESTS) not in sys.path:
-    sys.path.append(str(TESTS))
-
-from helpers import Room, environment, write_rows  # noqa: E402
+from _server import Room
+from helpers import environment, write_rows
 
 _LIMIT_S = 300.0
 _SAID = 2000
@@ -62,7 +55,7 @@ def run(command: Sequence[object], *, limit_s: float = _LIMIT_S, **env: str) -> 
         )
         late = threading.Timer(limit_s, os.killpg, (process.pid, signal.SIGKILL))
         late.start()
-        _, status, used = os.wait4(process.pid, 0)
+        _, status, used = os.wait4(process.pid, 0)  # waits, and says what it cost
         wall = time.perf_counter() - began
         late.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -76,35 +69,10 @@ def run(command: Sequence[object], *, limit_s: float = _LIMIT_S, **env: str) -> 
     return Ran(wall, used.ru_utime + used.ru_stime, said)
 
 
-@dataclass(frozen=True)
-class Server:
-    """The test server in a process of its own; every room is an endpoint with its own behaviour and log."""
-
-    base: str
-    _numbers: Iterator[int] = field(default_factory=lambda: count(1))
-
-    def room(self, **behaviour: Any) -> Room:
-        """A fresh endpoint."""
-        room = Room(f"{self.base}/room{next(self._numbers)}")
-        room.set(**behaviour)
-        return room
-
-    def cpu_s(self) -> float:
-        """The server's own CPU time so far."""
-        with urlopen(f"{self.base}/cost", timeout=30) as response:
-            return float(json.load(response)["cpu_s"])
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    """The test server, until the block ends."""
-    command = [sys.executable, str(TESTS / "server.py"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield Server(process.stdout.readline().strip())
-        finally:
-            process.kill()
+def server_cpu_s(room: Room) -> float:
+    """The CPU time that the room's server has used so far."""
+    with urlopen(f"{room.base.rpartition('/')[0]}/cost", timeout=30) as response:
+        return float(json.load(response)["cpu_s"])
 
 
 def write_prompts(path: Path, number: int) -> Path:
@@ -136,22 +104,7 @@ def spread(values: Sequence[float], form: str = ".2f") -> str:
     return f"{middle(values, form)} ({min(values):{form}} to {max(values):{form}})"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> str:
-    """A Markdown table; the first `texts` columns are text, the others numbers."""
-    head = [_line(columns), f"|{' --- |' * texts}{' ---: |' * (len(columns) - texts)}"]
-    return "\n".join([*head, *map(_line, rows)])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def machine() -> str:
     """What it runs on, and how busy that was over the last minutes."""
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     return f"{os.cpu_count()} cores, Python {platform.python_version()}, load average {load}"
-
-
-def tell(text: str) -> None:
-    """Says on stderr how far it is."""
-    print(text, file=sys.stderr, flush=True)

@@ -15,8 +15,9 @@ alternatives  The same work with distilabel, Curator and NVIDIA Data Designer, e
 latency       A server that answers after 0.5 s. wall/ideal: wall time of `run.wait()` over requests * 0.5 s / 128, so 1.00
               means that nothing but the server's latency is waited for.
 faults        30 % of the requests meet a 429 (Retry-After 0.05 or 0.5 s), a 500, a 503, a reset, cut JSON or HTML. calls:
-              requests over those of a clean run times 1 / (1 - 0.3), which is what is needed. wall: over the clean run's.
-              same file: whether dpo.jsonl is what the clean run wrote, byte by byte.
+              requests over those of a clean run / (1 - 0.3), which is what is needed. wall: over the clean run's.
+              same file: whether dpo.jsonl is what the clean run wrote, byte by byte. finished: runs that ended within 20
+              times the clean run's time.
 
 "first to last" is the time between the first and the last request as the server saw them. Every number is the median of
 the repeats, in alternating order; ranges show the noise. A server on the same machine takes its share of the cores: "server
@@ -31,29 +32,15 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import _alternatives
-from _work import (
-    HERE,
-    Failed,
-    Ran,
-    Room,
-    Server,
-    alternating,
-    first_to_last,
-    machine,
-    middle,
-    run,
-    serving,
-    spread,
-    table,
-    tell,
-    write_prompts,
-)
+from _server import ROOT, Room, say, serving, show, table
+from _work import Failed, Ran, alternating, first_to_last, machine, middle, run, server_cpu_s, spread, write_prompts
 from helpers import COMMAND, write_rows
 
 IN_FLIGHT = 128
@@ -61,7 +48,12 @@ LATENCY_S = 0.5
 FAULT_SHARE = 0.3
 FAULTS = "rate_limit,hold,server_error,status_503,reset,cut_json,html"
 FAULT_LATENCIES = (0.1, 0.5)
-CLIENTS = HERE / "clients"
+_LIMIT_S = 300.0
+_TOO_LONG = 20
+CLIENTS = ROOT / "benchmarks" / "clients"
+
+Command = Callable[[Room, Path], Sequence[object]]
+"""A client's command, for an endpoint and a directory for what it writes."""
 
 
 @dataclass(frozen=True)
@@ -124,24 +116,24 @@ class Seen:
 
 
 class Bench:
-    """Runs clients against one server, in a directory for prompts, run directories and bodies."""
+    """Runs clients, each at an endpoint of its own, in a directory for prompts, run directories and bodies."""
 
-    def __init__(self, server: Server, directory: Path) -> None:
-        self._server, self._directory, self._numbers = server, directory, count(1)
+    def __init__(self, endpoint: Callable[[str], Room], directory: Path) -> None:
+        self._endpoint, self._directory, self._numbers = endpoint, directory, count(1)
 
     def prompts(self, number: int) -> Path:
         """The file of so many prompts."""
         path = self._directory / f"prompts-{number}.jsonl"
         return path if path.exists() else write_prompts(path, number)
 
-    def rlaif(self, work: Work, **behaviour: Any) -> Seen:
-        """The work done by rlaif, from Python."""
+    def rlaif(self, work: Work, *, limit_s: float = _LIMIT_S, **behaviour: Any) -> Seen:
+        """The work done by rlaif, from Python. Raises Failed if it takes longer than `limit_s`."""
 
         def command(room: Room, out: Path) -> Sequence[object]:
             client = CLIENTS / "with_rlaif.py"
             return sys.executable, client, room.url, self.prompts(work.prompts), out, IN_FLIGHT, work.judge
 
-        return self._watched(command, **work.behaviour, **behaviour)
+        return self._watched(command, limit_s=limit_s, **work.behaviour, **behaviour)
 
     def command(self, work: Work) -> Seen:
         """The work done by the `rlaif` command; its judge is one that has a name."""
@@ -169,13 +161,15 @@ class Bench:
 
         return self._watched(command, **work.behaviour)
 
-    def _watched(self, command: Callable[[Room, Path], Sequence[object]], **behaviour: Any) -> Seen:
+    def _watched(self, command: Command, *, limit_s: float = _LIMIT_S, **behaviour: Any) -> Seen:
         """What a command does at a fresh endpoint, and in a fresh directory."""
-        room, out = self._server.room(**behaviour), self._directory / f"out{next(self._numbers)}"
+        name = f"run{next(self._numbers)}"
+        room, out = self._endpoint(name), self._directory / name
+        room.set(**{"log": "full"} | behaviour)
         out.mkdir()
-        before = self._server.cpu_s()
-        ran = run(command(room, out))
-        used = self._server.cpu_s() - before
+        before = server_cpu_s(room)
+        ran = run(command(room, out), limit_s=limit_s)
+        used = server_cpu_s(room) - before
         return Seen(ran, room.log(), used, out)
 
 
@@ -186,14 +180,14 @@ def client(bench: Bench, repeats: int) -> str:
         runs: dict[str, list[Seen]] = defaultdict(list)
         bodies = [entry["body"] for entry in bench.rlaif(work).log]
         for repeat, name in alternating(("rlaif", "bare"), repeats):
-            tell(f"client: {work.name}, run {repeat + 1} of {repeats}: {name}")
+            say(f"client: {work.name}, run {repeat + 1} of {repeats}: {name}")
             runs[name].append(bench.rlaif(work) if name == "rlaif" else bench.bare(bodies, **work.behaviour))
         bare = [seen.cpu_ms for seen in runs["bare"]]
         rows += [_client_row(work.name, name, seen, bare) for name, seen in runs.items()]
     last = CLIENT_WORK[-1]
     rows.append(_client_row(last.name, "rlaif (command)", [bench.command(last) for _ in range(repeats)], bare))
     columns = "work", "client", "requests", "CPU ms/request", "CPU / bare", "first to last s", "process s", "server busy"
-    return table(columns, rows, texts=2)
+    return table(columns, rows, names=2)
 
 
 def _client_row(work: str, name: str, runs: Sequence[Seen], bare: Sequence[float]) -> list[str]:
@@ -218,7 +212,7 @@ def alternatives(bench: Bench, repeats: int, directory: Path) -> str:
         "rlaif, n ignored": lambda: bench.rlaif(Work(500, honoured=False)),
     }
     for tool in _alternatives.TOOLS:
-        tell(f"alternatives: {tool.name}")
+        say(f"alternatives: {tool.name}")
         try:
             python, version = tool.installed(directory)
         except Failed as reason:
@@ -226,7 +220,7 @@ def alternatives(bench: Bench, repeats: int, directory: Path) -> str:
         else:
             tools[f"{tool.name} {version}"] = _with(bench, python, tool.client, work)
     for repeat, name in alternating(list(tools), repeats):
-        tell(f"alternatives: run {repeat + 1} of {repeats}: {name}")
+        say(f"alternatives: run {repeat + 1} of {repeats}: {name}")
         try:
             runs[name].append(tools[name]())
         except Failed as reason:
@@ -259,7 +253,7 @@ def latency(bench: Bench, repeats: int) -> str:
     for work in LATENCY_WORK:
         runs = []
         for repeat in range(repeats):
-            tell(f"latency: {work.name}, run {repeat + 1} of {repeats}")
+            say(f"latency: {work.name}, run {repeat + 1} of {repeats}")
             runs.append(bench.rlaif(work, latency_s=LATENCY_S))
         requests = len(runs[0].log)
         ideal = requests * LATENCY_S / IN_FLIGHT
@@ -281,24 +275,32 @@ def faults(bench: Bench, repeats: int) -> str:
     """What faults cost."""
     rows = []
     for latency_s in FAULT_LATENCIES:
-        work = Work(500)
-        runs: dict[str, list[Seen]] = defaultdict(list)
-        for repeat, name in alternating(("clean", "faulty"), repeats):
-            tell(f"faults: {latency_s:g} s, run {repeat + 1} of {repeats}: {name}")
-            wrong = {"fault_share": FAULT_SHARE, "faults": FAULTS} if name == "faulty" else {}
-            runs[name].append(bench.rlaif(work, latency_s=latency_s, **wrong))
-        pairs = list(zip(runs["faulty"], runs["clean"], strict=True))
-        rows.append(
-            [
-                f"{work.name}, {latency_s:g} s",
-                middle(seen.wall_s for seen in runs["clean"]),
-                spread([seen.wall_s for seen in runs["faulty"]]),
-                spread([faulty.wall_s / clean.wall_s for faulty, clean in pairs]),
-                spread([len(faulty.log) * (1 - FAULT_SHARE) / len(clean.log) for faulty, clean in pairs], ".3f"),
-                "yes" if len({seen.pairs for seen in (*runs["clean"], *runs["faulty"])}) == 1 else "NO",
-            ]
-        )
-    return table(("work", "clean wall s", "faulty wall s", "wall", "calls", "same file"), rows)
+        clean, faulty, work = list[Seen](), list[Seen](), Work(500)
+        for repeat in range(repeats):
+            say(f"faults: {latency_s:g} s, run {repeat + 1} of {repeats}")
+            clean.append(bench.rlaif(work, latency_s=latency_s))
+            limit_s = _TOO_LONG * clean[-1].ran.wall_s
+            with suppress(Failed):
+                faulty.append(bench.rlaif(work, limit_s=limit_s, latency_s=latency_s, fault_share=FAULT_SHARE, faults=FAULTS))
+        rows.append([f"{work.name}, {latency_s:g} s", middle(seen.wall_s for seen in clean), *_fault_cells(clean, faulty)])
+    return table(("work", "clean s", "faulty s", "wall", "calls", "same file", "finished"), rows)
+
+
+def _fault_cells(clean: Sequence[Seen], faulty: Sequence[Seen]) -> list[str]:
+    finished = f"{len(faulty)} of {len(clean)}"
+    if not faulty:
+        return ["-", f"over {_TOO_LONG}", "-", "-", finished]
+    walls, wall = [seen.wall_s for seen in faulty], statistics.median(seen.wall_s for seen in clean)
+    needed = len(clean[0].log) / (1 - FAULT_SHARE)
+    same = len({seen.pairs for seen in (*clean, *faulty)}) == 1
+    ratios = spread([one / wall for one in walls])
+    return [
+        spread(walls),
+        ratios,
+        spread([len(seen.log) / needed for seen in faulty], ".3f"),
+        "yes" if same else "NO",
+        finished,
+    ]
 
 
 def _parts(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[Bench], str]]]:
@@ -321,10 +323,10 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=("client", "alternatives", "latency", "faults"))
     parser.add_argument("--alternatives", type=Path, metavar="DIR", help="measure other tools too, installed under DIR")
     args = parser.parse_args()
-    print(f"{machine()}; {IN_FLIGHT} in flight; median of {args.repeats} runs")
+    show(f"{machine()}; {IN_FLIGHT} in flight; median of {args.repeats} runs")
     for name, part in _parts(args):
-        with serving() as server, tempfile.TemporaryDirectory() as directory:
-            print(f"\n## {name}\n\n{part(Bench(server, Path(directory)))}\n\n{machine()}", flush=True)
+        with serving() as endpoint, tempfile.TemporaryDirectory() as directory:
+            show("", f"## {name}", part(Bench(endpoint, Path(directory))), f"then: {machine()}")
     return 0
 
 

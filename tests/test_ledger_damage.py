@@ -326,3 +326,25 @@ def test_a_write_error_stops_the_sending_and_what_arrives_once_it_is_gone_is_sto
     assert 0 < len(refused) <= 3 and {kind for _, kind, _ in refused} == {"disk"}
     told = subprocess.run(python(BODY + GO_ON, run, notes), capture_output=True, text=True, check=True, timeout=60).stdout
     assert told.splitlines() == [f"{len(refused)} []", "[] [] True True"]
+
+
+PASSING_ERROR = """
+import threading
+async def main():
+    ledger = opened()
+    await ledger.begin({}, None, plan="p", changed=None)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    lift = threading.Timer(0.4, resource.setrlimit, (resource.RLIMIT_FSIZE, (hard, hard)))
+    ledger.on_trouble = lambda reason: (troubles.append(reason.kind), lift.start())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    while not troubles:
+        await flight(ledger, 3)
+    ledger.close()
+    print(refused, troubles)
+asyncio.run(main())
+"""
+
+
+def test_an_error_of_the_disk_that_passes_soon_costs_no_answer(tmp_path: Path) -> None:
+    command = python(BODY + PASSING_ERROR, tmp_path / "run", tmp_path / "notes")
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "[] ['disk']\n"
