@@ -128,7 +128,7 @@ def kills(
     `calls` + `maybe_lost`, `same` and `sound` are true.
     """
     rng, began = random.Random(seed), time.monotonic()
-    source = write_prompts(folder / "prompts.jsonl", prompts or max(8, count * concurrency // 5))
+    source = write_prompts(folder / "prompts.jsonl", prompts or max(8, count * concurrency // 7))
     total = _CALLS * len(read_rows(source))
     whole.set(log="counts")
     rlaif("generate", source, "--policy", whole.model(), "--out", folder / "whole", "-n", 2)
