@@ -88,6 +88,7 @@ class Endpoint:
         self._limited_since: float | None = None
         self._failed_in_a_row = 0
         self._failing: set[_Call] = set()
+        self._storing = 0  # bodies that have come and are not read yet
         self._down_since: float | None = None
         self._probes = 0
         self._probing = False
@@ -270,7 +271,11 @@ class Endpoint:
                 outcome = self._refused(call, flight, response.status, response)
                 await purchase.fault(f"http_{response.status}", response.status, response.body)
                 raise outcome
-            await purchase.keep(response.body)
+            self._storing += 1
+            try:
+                await purchase.keep(response.body)
+            finally:
+                self._storing -= 1
             try:
                 answer = read(response.body)
             except ErrorInside as error:
@@ -375,7 +380,11 @@ class Endpoint:
         return _Retry(failed, counted=False)
 
     def _opens(self, call: _Call, kind: str) -> bool:
-        """Counts a failure. True if it opens the circuit: where it is no single call's fault."""
+        """Counts a failure. True if it opens the circuit: where it is no single call's fault.
+
+        Of what comes in one rush the failures are counted at once and the answers when they are stored: until then, failures
+        are not known to be in a row.
+        """
         if kind not in ("server_error", "unreachable", "broken", "timeout"):
             return False
         self._failed_in_a_row += 1
@@ -383,7 +392,7 @@ class Endpoint:
         if kind == "unreachable":
             return self._accepted > 0  # never reached: its calls' own tries end soon
         enough = min(_CALLS_TO_OPEN, max(2, self.concurrency))
-        return self._failed_in_a_row >= _FAILURES_TO_OPEN and len(self._failing) >= enough
+        return self._failed_in_a_row >= _FAILURES_TO_OPEN and len(self._failing) >= enough and not self._storing
 
 
 class _Retry(Exception):
