@@ -42,7 +42,7 @@ _TOO_LONG_CODES = {"context_length_exceeded", "exceed_context_size_error", "stri
 _ATTEMPTS_TO_FIND = 5
 _FAILURES_TO_OPEN, _CALLS_TO_OPEN = 10, 5
 _PROBES_OF_ONE_CALL = 4
-_LONGEST_SHOWN_S = 1e9
+_LONGEST_SHOWN_S, _FAR_S = 1e9, 6 * 86400.0
 
 
 @dataclass(slots=True, eq=False)
@@ -88,6 +88,7 @@ class Endpoint:
         self._limited_since: float | None = None
         self._failed_in_a_row = 0
         self._failing: set[_Call] = set()
+        self._storing = 0  # bodies that have come and are not read yet
         self._down_since: float | None = None
         self._probes = 0
         self._probing = False
@@ -270,7 +271,11 @@ class Endpoint:
                 outcome = self._refused(call, flight, response.status, response)
                 await purchase.fault(f"http_{response.status}", response.status, response.body)
                 raise outcome
-            await purchase.keep(response.body)
+            self._storing += 1
+            try:
+                await purchase.keep(response.body)
+            finally:
+                self._storing -= 1
             try:
                 answer = read(response.body)
             except ErrorInside as error:
@@ -306,7 +311,8 @@ class Endpoint:
         """What a refusal means: a _Retry, a CallFailed or a StopRun, to be raised. A hold or a stop begins here."""
         now = time.monotonic()
         code, param, said = error_fields(response.body, _QUOTA_CODES | _TOO_LONG_CODES)
-        what = f"{self.name} answered {status}: {said}"
+        short = f"{status}: {said.removesuffix('.')}"
+        what = f"{self.name} answered {short}"
         wait = retry_after_s(response.headers) if status in _RETRIED or status >= 500 else None
         if status == 429:
             self._rate_limited += 1
@@ -314,7 +320,7 @@ class Endpoint:
         elif wait is not None:
             self._pace.hold(now, wait)
         if self._pace.held_until > now:
-            self._why_held = f"{status}: {said}"
+            self._why_held = short
         if status == 402 or code in _QUOTA_CODES:
             return self.stop(StopRun("quota", what))
         if status in (401, 403):
@@ -322,8 +328,8 @@ class Endpoint:
         if status in (404, 405):
             return self.stop(StopRun("model", what))
         if wait is not None and wait > self._max_wait_s:
-            longest = f"more than {self._max_wait_s:.0f} (--max-wait)"
-            return self.stop(StopRun("rate_limit", f"{what}; it asks to wait {min(wait, _LONGEST_SHOWN_S):.0f} s, {longest}"))
+            asked = f"it asks to wait {min(wait, _LONGEST_SHOWN_S):.0f} s{_until(wait)}"
+            return self.stop(StopRun("rate_limit", f"{what}; {asked}, more than {self._max_wait_s:.0f} (--max-wait)"))
         if status == 429:
             return self._limited(what, now)
         if status in _RETRIED or status >= 500:
@@ -371,11 +377,16 @@ class Endpoint:
         wait = min(self._longest_probe_s, _FIRST_PROBE_S * 2.0 ** min(self._probes, 10)) * random.uniform(0.8, 1.0)
         self._probes += 1
         self._pace.hold(now, wait)
-        self._why_held = f"{failed}; it is tried again"
+        why = str(failed).removeprefix(self.name).removeprefix(" answered").lstrip(": ")
+        self._why_held = f"{why}; then one call tries again"
         return _Retry(failed, counted=False)
 
     def _opens(self, call: _Call, kind: str) -> bool:
-        """Counts a failure. True if it opens the circuit: where it is no single call's fault."""
+        """Counts a failure. True if it opens the circuit: where it is no single call's fault.
+
+        Of what comes in one rush the failures are counted at once and the answers when they are stored: until then, failures
+        are not known to be in a row.
+        """
         if kind not in ("server_error", "unreachable", "broken", "timeout"):
             return False
         self._failed_in_a_row += 1
@@ -383,7 +394,12 @@ class Endpoint:
         if kind == "unreachable":
             return self._accepted > 0  # never reached: its calls' own tries end soon
         enough = min(_CALLS_TO_OPEN, max(2, self.concurrency))
-        return self._failed_in_a_row >= _FAILURES_TO_OPEN and len(self._failing) >= enough
+        return self._failed_in_a_row >= _FAILURES_TO_OPEN and len(self._failing) >= enough and not self._storing
+
+
+def _until(seconds: float) -> str:
+    """The time here after so many seconds, in words; none for what is as good as never."""
+    return time.strftime(", until %a %H:%M", time.localtime(time.time() + seconds)) if seconds < _FAR_S else ""
 
 
 class _Retry(Exception):

@@ -606,6 +606,25 @@ def test_an_outage_ends_with_the_longest_wait(room: Room, failure: str) -> None:
     assert "--max-wait" in str(found[-1]) and room.count() < 4 + 10 + 4 + 25
 
 
+def test_failures_that_come_with_answers_are_no_outage(room: Room) -> None:
+    held: list[Any] = []
+
+    class Slow(Books):
+        async def keep(self, body: bytes) -> None:
+            await asyncio.sleep(0.1)
+
+    async def work(call: Calls) -> list[Any]:
+        calls = asyncio.ensure_future(call.all(*(f"{'bad' if k % 3 else 'good'} {k}" for k in range(24))))
+        while not calls.done():
+            held.append(call.endpoint.state()["held"])
+            await asyncio.sleep(0.005)
+        return await calls
+
+    room.set(failure="status_503", fail_when="bad", fail_count=16, latency_s=0.05)
+    assert kinds(through(room, work, concurrency=24, books=Slow())) == {"Reply": 24}
+    assert room.count() == 24 + 16 and held == [None] * len(held)
+
+
 def test_an_answer_to_what_was_sent_before_does_not_end_an_outage(room: Room) -> None:
     async def work(call: Calls) -> list[Any]:
         slow = asyncio.ensure_future(call("slow"))
