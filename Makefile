@@ -28,7 +28,8 @@ check: .venv/.installed-dev
 	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: .venv/.installed-dev
-	$(BIN)/python benchmarks/http_client.py
+	$(MODEL)
+	for name in http_client engine rates kills memory damage local; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 .venv/.installed: pyproject.toml constraints/cpu.txt .ci/venv
 	sh .ci/venv
