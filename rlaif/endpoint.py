@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 MAX_WAIT_S = 900.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
+_SOON_S, _LATEST_SOON_S = 0.05, 0.25  # where most attempts are answered
+_MOSTLY, _LATELY, _BARREN = 0.5, 32, 3
 _FIRST_PROBE_S = 0.5
 _RETRIED = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_funds"}
@@ -49,13 +51,14 @@ _LONGEST_SHOWN_S, _FAR_S = 1e9, 6 * 86400.0
 class _Call:
     """One call's tries. `alone` is set while it is sent as a probe; `probes` are those that were answered with 500.
 
-    What was `begun` is finished first.
+    What was `begun` is finished first. `barren` are the last tries in which nothing of others was accepted either.
     """
 
     kind: str
     tokens: int
     attempts: int = 0
     probes: int = 0
+    barren: int = 0
     begun: bool = False
     alone: bool = False
     refused_key: bool = False
@@ -71,7 +74,7 @@ class Endpoint:
         concurrency: int,
         rpm: float | None = None,
         tpm: float | None = None,
-        attempts: int = 8,
+        attempts: int = 12,
         max_wait_s: float = MAX_WAIT_S,
         longest_probe_s: float = 10.0,
     ) -> None:
@@ -89,6 +92,7 @@ class Endpoint:
         self._failed_in_a_row = 0
         self._failing: set[_Call] = set()
         self._storing = 0  # bodies that have come and are not read yet
+        self._failing_share = 0.0  # of the attempts, lately
         self._down_since: float | None = None
         self._probes = 0
         self._probing = False
@@ -111,6 +115,7 @@ class Endpoint:
         call = _Call(kind, tokens)
         while True:
             flight = await self._admitted(call)
+            accepted = self._accepted
             try:
                 return await self._once(call, flight, send, purchase, read)
             except _Retry as retry:
@@ -127,12 +132,19 @@ class Endpoint:
             lost = failed.kind == "unreachable" and self._accepted == 0  # a wrong address, most likely
             if call.attempts >= (_ATTEMPTS_TO_FIND if lost else self._attempts):
                 break
-            wait = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (call.attempts - 1))
-            await self._sleep(wait * random.uniform(0.5, 1.0))
+            self._failing_share += (1.0 - self._failing_share) / _LATELY
+            call.barren = 0 if self._accepted > accepted else call.barren + 1
+            await self._sleep(self._wait_s(call) * random.uniform(0.5, 1.0))
         said = f"{failed} ({call.attempts} attempts)"
         if failed.kind == "unreachable" or (failed.kind == "server_error" and self._accepted == 0):
             raise self.stop(StopRun(failed.kind, said))
         raise CallFailed(failed.kind, said)
+
+    def _wait_s(self, call: _Call) -> float:
+        """How long a call waits to try again: not long where it only had bad luck, for then waiting spares nobody anything."""
+        if self._failing_share < _MOSTLY and call.barren <= _BARREN:
+            return min(_LATEST_SOON_S, _SOON_S * 2.0 ** (call.attempts - 1))
+        return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** (call.barren or call.attempts))
 
     def stop(self, reason: StopRun) -> StopRun:
         """Lets no further call out and ends every wait; returns the first reason given. Called in the loop's thread."""
@@ -295,6 +307,7 @@ class Endpoint:
 
     def _accept(self, call: _Call) -> None:
         self._accepted += 1
+        self._failing_share -= self._failing_share / _LATELY
         self._limited_since = None
         if call.alone:  # what was sent before the doubt does not end it
             self._doubted = None
