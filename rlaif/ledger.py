@@ -569,7 +569,7 @@ class Ledger:
         """Stops the sending, once, and makes room for what is in flight."""
         if self._trouble is None:
             where = str(self.directory / "run.sqlite")
-            self._trouble = StopRun("disk", f"cannot write to {where!r}: {error}. Make room, then the same command goes on")
+            self._trouble = StopRun("disk", f"cannot write to {where!r}: {error}. Make room there")
             self.on_trouble(self._trouble)
             if self._owned is not None:
                 self._owned.give_up_reserve()
