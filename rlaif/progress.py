@@ -190,7 +190,7 @@ def _watch(directory: Path, face: Face) -> live.Standing:
     with Repainted(console=face.console, auto_refresh=False, transient=True, vertical_overflow="crop") as repainted:
         face.console.show_cursor(True)
         while (standing := live.look(directory)).alive and not face.stream.gone:
-            repainted.update(Group(*_standing_lines(standing, face.console)), refresh=True)
+            repainted.update(Group(*_standing_lines(standing, face.console), ""), refresh=True)
             time.sleep(_EVERY_S)
     return standing
 

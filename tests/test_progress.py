@@ -63,7 +63,7 @@ class Terminal:
         streams = {"stdin": slave, "stdout": slave, "stderr": slave}
         self.process = subprocess.Popen(command, env=kept, start_new_session=True, **streams)
         os.close(slave)
-        self.raw = b""
+        self.raw, self.width = b"", size[0]
 
     @property
     def text(self) -> str:
@@ -85,6 +85,9 @@ class Terminal:
                 row += 1
                 lines += [""] * (row == len(lines))
             elif letter:
+                if column == self.width:
+                    row, column = row + 1, 0
+                    lines += [""] * (row == len(lines))
                 lines[row] = lines[row].ljust(column)[:column] + letter + lines[row][column + 1 :]
                 column += 1
             else:
@@ -309,6 +312,7 @@ def test_interrupt_on_a_terminal(room: Room, tmp_path: Path) -> None:
     os.write(terminal.master, b"\x03")
     terminal.read(until="stopping: waiting for the calls in flight")
     assert terminal.end() == 130 and "interrupted; the same command goes on" in terminal.text
+    assert not any(line.startswith(("prompts ", "endpoint ")) for line in terminal.shown)  # in spite of the ^C
 
 
 # Elsewhere
