@@ -24,7 +24,7 @@ from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export import write_jsonl
 from rlaif.models import catalog
-from rlaif.voice import Face, leave_terminal, print_plain, speaking
+from rlaif.voice import Face, leave_terminal, speaking
 
 _TERM_DEADLINE_S = 60
 _INTERRUPTED = "interrupted; the same command goes on from here"
@@ -263,10 +263,8 @@ def _run(command: str, given: dict[str, Any], *, config: str | None, dry_run: bo
         try:
             with _signals(run, face):
                 progress.follow(run, face)
-        except StopRun:
-            if not face.is_json:
-                done, of = run.progress.done, run.progress.prompts
-                print_plain(f"{done} of {of} prompts are finished; what was bought is in {run.config.out}", face.console)
+        except (StopRun, KeyboardInterrupt):
+            progress.show_stopped(run, face)
             raise
         progress.show_result(run, face)
 
@@ -332,7 +330,7 @@ def _errors(face: Face | None = None) -> Iterator[None]:
     except (StopRun, CallFailed) as error:
         if error.kind == "interrupted":
             raise end("stop", 130, "interrupted", _INTERRUPTED) from None
-        words = f"stopped ({error.kind}): {error}\nThe same command goes on from here."
+        words = f"stopped ({error.kind}): {error}\nOnce that is put right, the same command goes on from here."
         raise end("stop", 3, error.kind, words, str(error)) from None
     except KeyboardInterrupt:
         raise end("stop", 130, "interrupted", _INTERRUPTED) from None

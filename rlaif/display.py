@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from rlaif.forecast import money
 from rlaif.live import EndpointState, Held, Report, total
 
 _WIDE = 72
@@ -192,11 +193,11 @@ def _calls(report: Report) -> str:
 
 def _cost(report: Report) -> str:
     cost, whole, budget = report["cost_usd"], report["projected_usd"], report["budget_usd"]
-    words = ["cost unknown" if cost is None else f"{cost:,.2f} USD"]
+    words = ["cost unknown" if cost is None else f"{money(cost)} USD"]
     if whole is not None and cost is not None and report["done"] < report["prompts"]:
-        words.append(f"about {whole:,.2f} in all")
+        words.append(f"about {money(whole)} in all")
     if budget is not None:
-        words.append(f"budget {budget:,.2f}")
+        words.append(f"budget {money(budget)}")
     return ", ".join(words)
 
 

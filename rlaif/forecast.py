@@ -337,7 +337,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     """The forecast as a table that a person reads, and what it rests on."""
     rows = [["", *BOUNDS]]
     rows += [[name.replace("_", " "), *(f"{found[bound][name]:,}" for bound in BOUNDS)] for name in _COUNTS]
-    rows.append(["cost in USD", *(_money(found[bound]["cost_usd"]) for bound in BOUNDS)])
+    rows.append(["cost in USD", *(money(found[bound]["cost_usd"]) for bound in BOUNDS)])
     rows.append(["time", *(_duration(found[bound]["time_s"]) for bound in BOUNDS)])
     widths = [max(len(row[place]) for row in rows) for place in range(4)]
     table = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip() for row in rows]
@@ -346,7 +346,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     return table + [f"assumed: {sentence}" for sentence in found["assumed"]]
 
 
-def _money(value: float | None) -> str:
+def money(value: float | None) -> str:
+    """An amount with two digits after the point; a small one with two that count."""
     if value is None:
         return "unknown"
     return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}" if value >= 1e-4 else "< 0.0001"

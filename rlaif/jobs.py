@@ -210,7 +210,7 @@ class Run:
             "host": socket.gethostname(),
             "time": time.time(),
             "state": ("stopping" if reason else "running") if summary is None else "stopped" if stopped else "done",
-            "reason": f"{reason.kind}: {reason}" if reason else None,
+            "reason": None if reason is None else reason.kind if reason is self._interrupted else f"{reason.kind}: {reason}",
             "prompts": progress.prompts,
             "done": progress.done,
             "failed": progress.failed,
@@ -308,8 +308,7 @@ class Run:
         config, progress = self.config, self.progress
         if ledger.died_with:
             log.warning(
-                "an earlier run was broken off with %d calls in flight: at most so many may be billed and lost",
-                ledger.died_with,
+                "the earlier process ended with %d calls in flight: at most so many may be billed and lost", ledger.died_with
             )
         fingerprint = await asyncio.to_thread(self._source.fingerprint)
         same = fingerprint is not None and fingerprint == ledger.meta("source")

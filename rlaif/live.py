@@ -28,6 +28,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one below Pyth
 
 from rlaif.errors import InputError
 from rlaif.ledger import Ledger
+from rlaif.rundir import left_open
 
 LONG_HOLD_S = 5.0
 _WINDOW_S = 30.0
@@ -307,10 +308,12 @@ def look(directory: Path) -> Standing:
         rest = "every prompt is finished" if done >= prompts else "no process works on it; the same command goes on"
         return Standing("done" if done >= prompts else "stopped", False, rest, prompts, done, None)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(report["time"]))
+    report = {**report, "maybe_lost": report["maybe_lost"] + left_open(directory)}
     if report["state"] == "done":
         return Standing("done", False, f"done at {when}", report["prompts"], report["done"], report)
     if report["state"] == "stopped":
-        said = f"stopped at {when}: {report['reason']}; the same command goes on"
+        repaired = "" if report["reason"] == "interrupted" else "once that is put right, "
+        said = f"stopped at {when}: {report['reason']}; {repaired}the same command goes on"
     else:
         said = f"stopped without a word at {when} ({_name(report)}); the same command goes on"
     return Standing("stopped", False, said, prompts, done, report)

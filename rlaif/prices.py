@@ -432,4 +432,4 @@ class Budget:
             )
 
     def _stop(self, used: str, limit: str) -> None:
-        raise StopRun("budget", f"{used} are used in {self._where!r} and the limit is {limit}; raise it to go on")
+        raise StopRun("budget", f"{used} are used in {self._where!r} and the limit is {limit}: raise it")

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from rlaif import display, forecast, jobs, live, results
 from rlaif.live import Holds, Live, Report
+from rlaif.rundir import left_open
 from rlaif.voice import LINE_EVERY_S, Face, print_plain, prints_to, warnings_to
 
 _FIRST_S, _EVERY_S = 0.25, 1.0
@@ -93,7 +94,7 @@ def show_result(run: jobs.Run, face: Face) -> None:
         *_failure_lines(summary),
         f"calls: {calls['policy']} policy, {calls['judge']} judge, {calls['reused']} reused from the ledger"
         f"; tokens in this directory: {_known(tokens['prompt'])} prompt, {_known(tokens['completion'])} completion"
-        f"; cost: {'unknown' if summary['cost_usd'] is None else format(summary['cost_usd'], '.2f') + ' USD'}"
+        f"; cost: {'unknown' if summary['cost_usd'] is None else forecast.money(summary['cost_usd']) + ' USD'}"
         f"; {summary['wall_s']:.1f} s",
         *_judge_lines(summary),
     ]
@@ -106,6 +107,18 @@ def show_result(run: jobs.Run, face: Face) -> None:
     )
     for line in lines:
         print_plain(line, console)
+
+
+def show_stopped(run: jobs.Run, face: Face) -> None:
+    """Prints what a run has come to that did not reach its end; in JSON, its last report has said it."""
+    if face.is_json:
+        return
+    now, lost = run.snapshot(), left_open(run.directory)
+    finished = f"{now['done']:,} of {now['prompts']:,} prompts are finished"
+    cost = f"; so far it cost {forecast.money(now['cost_usd'])} USD" if now["cost_usd"] is not None else ""
+    print_plain(f"{finished}; what was bought is in {run.config.out}{cost}", face.console)
+    if lost:
+        print_plain(f"{lost} calls in flight were broken off: they may be billed", face.console)
 
 
 def _known(count: int | None) -> str:
@@ -177,7 +190,7 @@ def _watch(directory: Path, face: Face) -> live.Standing:
     with Repainted(console=face.console, auto_refresh=False, transient=True, vertical_overflow="crop") as repainted:
         face.console.show_cursor(True)
         while (standing := live.look(directory)).alive and not face.stream.gone:
-            repainted.update(Group(*_standing_lines(standing, face.console)), refresh=True)
+            repainted.update(Group(*_standing_lines(standing, face.console), ""), refresh=True)
             time.sleep(_EVERY_S)
     return standing
 

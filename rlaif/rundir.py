@@ -34,9 +34,7 @@ class RunDirectory:
 
     def __init__(self, directory: Path, lock: int, flying: int) -> None:
         self._directory, self._lock, self._flying = directory, lock, flying
-        before = os.pread(flying, _COUNTERS.size, 0)
-        sent, ended = _COUNTERS.unpack(before) if len(before) == _COUNTERS.size else (0, 0)
-        self.lost = sent - ended if 0 <= sent - ended < _ABSURD else 0
+        self.lost = _open_ones(os.pread(flying, _COUNTERS.size, 0))
         self._sent, self._ended = self.lost, 0
         os.pwrite(flying, _COUNTERS.pack(self._sent, self._ended), 0)
 
@@ -110,6 +108,19 @@ def is_owned(directory: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def left_open(directory: Path) -> int:
+    """How many attempts the directory's last owner sent without learning their end: in flight now, or when it died."""
+    try:
+        return _open_ones((directory / "run.flying").read_bytes())
+    except OSError:
+        return 0
+
+
+def _open_ones(counters: bytes) -> int:
+    sent, ended = _COUNTERS.unpack(counters) if len(counters) == _COUNTERS.size else (0, 0)
+    return sent - ended if 0 <= sent - ended < _ABSURD else 0
 
 
 def _take_lock(directory: Path) -> int:

@@ -217,7 +217,7 @@ class _Screen:
             self._console.show_cursor(True)  # kill -9 must not leave a terminal without one
         size = self._console.size
         lines = display.screen(report, size.width, size.height, ascii_only=self._console.options.ascii_only)
-        self._live.update(Group(*lines), refresh=True)
+        self._live.update(Group(*lines, ""), refresh=True)  # the empty line takes the ^C that a terminal writes for Ctrl-C
 
     def say(self, event: str, words: str, **facts: Any) -> None:
         if not self._stream.gone:

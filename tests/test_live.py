@@ -260,7 +260,9 @@ def test_a_process_on_another_machine_whose_lock_is_not_seen(tmp_path: Path) -> 
     assert not live.look(tmp_path).alive and "without a word" in live.look(tmp_path).said
 
 
-@pytest.mark.parametrize(("state", "words"), [("done", "done at"), ("stopped", "quota: no money left; the same command")])
+@pytest.mark.parametrize(
+    ("state", "words"), [("done", "done at"), ("stopped", "quota: no money left; once that is put right, the same command")]
+)
 def test_how_it_ended(tmp_path: Path, state: str, words: str) -> None:
     Ledger.open(tmp_path).close()
     reason = "quota: no money left" if state == "stopped" else None

@@ -63,7 +63,7 @@ class Terminal:
         streams = {"stdin": slave, "stdout": slave, "stderr": slave}
         self.process = subprocess.Popen(command, env=kept, start_new_session=True, **streams)
         os.close(slave)
-        self.raw = b""
+        self.raw, self.width = b"", size[0]
 
     @property
     def text(self) -> str:
@@ -85,6 +85,9 @@ class Terminal:
                 row += 1
                 lines += [""] * (row == len(lines))
             elif letter:
+                if column == self.width:
+                    row, column = row + 1, 0
+                    lines += [""] * (row == len(lines))
                 lines[row] = lines[row].ljust(column)[:column] + letter + lines[row][column + 1 :]
                 column += 1
             else:
@@ -224,7 +227,7 @@ def generate(room: Room, folder: Path, count: int = 12, *more: object) -> list[o
 
 @pytest.mark.parametrize(("size", "env"), [((80, 24), {}), ((40, 12), {"NO_COLOR": "1"})])
 def test_display_on_a_terminal(room: Room, tmp_path: Path, size: tuple[int, int], env: dict[str, str]) -> None:
-    room.set(latency_s=0.15)
+    room.set(latency_s=0.3)
     terminal = Terminal(*generate(room, tmp_path, 12, "--concurrency", 4), size=size, **env)
     for _ in range(3):  # repainted in place
         terminal.read(until=" of 12")
@@ -309,6 +312,7 @@ def test_interrupt_on_a_terminal(room: Room, tmp_path: Path) -> None:
     os.write(terminal.master, b"\x03")
     terminal.read(until="stopping: waiting for the calls in flight")
     assert terminal.end() == 130 and "interrupted; the same command goes on" in terminal.text
+    assert not any(line.startswith(("prompts ", "endpoint ")) for line in terminal.shown)  # in spite of the ^C
 
 
 # Elsewhere
@@ -414,6 +418,22 @@ def test_interruption_is_an_event(room: Room, tmp_path: Path) -> None:
     assert process.returncode == 130 and err == ""
     assert [e["event"] for e in events] == ["note", "progress", "stop"]
     assert events[1]["state"] == "stopped" and events[1]["calls"]["policy"] > 0 and events[2]["kind"] == "interrupted"
+
+
+def test_what_a_stop_left_behind_is_said(room: Room, tmp_path: Path) -> None:
+    """Broken off by a second signal: the calls in flight may be billed; and what has been paid so far."""
+    (tmp_path / "prices.yaml").write_text("m: {input: 1, output: 1}\n")
+    room.set(latency_s=60)
+    process = start(*generate(room, tmp_path, 12, "--concurrency", 4, "--prices", tmp_path / "prices.yaml"))
+    while room.count() < 4:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted; the same command goes on" in err
+    assert "0 of 12 prompts are finished" in out and "so far it cost 0.00 USD" in out
+    assert "4 calls in flight were broken off: they may be billed" in out
 
 
 def test_a_hangup_alone_stops_nothing(room: Room, tmp_path: Path) -> None:

@@ -35,9 +35,12 @@ def test_a_run_at_work_killed_and_ended(room: Room, tmp_path: Path) -> None:
     status = ask(out)
     assert (status["state"], status["alive"], status["pid"]) == ("stopped", False, process.pid)
     assert "stopped without a word at 20" in status["said"] and "the same command goes on" in status["said"]
+    assert 1 <= status["maybe_lost"] <= 6
+    assert f"at most {status['maybe_lost']} calls may have been billed and lost" in rlaif("status", out).stdout
 
     room.set()
-    rlaif(*command)
+    assert f"ended with {status['maybe_lost']} calls in flight" in rlaif(*command).stdout
+    assert live.look(out).to_json()["maybe_lost"] == status["maybe_lost"]
     status = live.look(out).to_json()
     assert (status["state"], status["alive"], status["done"], status["prompts"]) == ("done", False, 60, 60)
     assert rlaif("status", out).stdout.startswith("done at 20")
@@ -48,6 +51,7 @@ def test_a_stopped_run_says_why(room: Room, tmp_path: Path) -> None:
     room.set(failure="quota", fail_after=9)
     rlaif("generate", prompts, "--policy", room.model(), "-n", 2, "--concurrency", 1, "--out", out, expect=3)
     said = rlaif("status", out, "--watch").stdout
+    assert "once that is put right, the same command goes on" in said and "billed and lost" not in said
     assert said.startswith("stopped at 20") and "quota: " in said and "exceeded your current quota" in said
 
 

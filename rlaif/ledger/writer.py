@@ -144,7 +144,7 @@ class Writer:
         """What the one who waits hears: that the file cannot be written or is damaged, or else what the job itself raised."""
         if code_of(error) in OF_THE_DISK:
             where = str(self._directory / "run.sqlite")
-            return StopRun("disk", f"cannot write to {where!r}: {error}. Make room or repair it, then the same command goes on")
+            return StopRun("disk", f"cannot write to {where!r}: {error}. Make room or repair it")
         if isinstance(error, zlib.error) or type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError):
             said = StopRun("damaged", damaged(self._directory, error))
             self._stop_sending(said)
