@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 
 from rlaif.cli import app
 
+pytestmark = pytest.mark.slow
+
 GOOD = b'{"prompt": "Why?"}\n'
 
 

@@ -23,6 +23,8 @@ from rlaif.errors import InputError
 from rlaif.ledger import Ledger
 from rlaif.models import smollm2
 
+pytestmark = pytest.mark.slow
+
 
 def test_damaged_ledgers_are_read_whole_or_at_an_earlier_commit_or_said_to_be_damaged():
     trials = damage.run(40, seed=1, prompts=60, shares=(0.7,))

@@ -33,6 +33,8 @@ from helpers import (
 )
 from server import FAULTS, THINKING
 
+pytestmark = pytest.mark.slow
+
 NewRoom = Callable[[], Room]
 
 

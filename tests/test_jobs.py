@@ -302,7 +302,7 @@ def test_a_stopped_run_says_why_and_what_it_waits_for_before(room: Room, tmp_pat
     assert errors == []
     assert 15 < held[0]["until"] - time.time() < 22 and "429" in held[0]["why"]
     now = run.snapshot()
-    assert (now["state"], now["reason"]) == ("stopped", "interrupted: the run was interrupted")
+    assert (now["state"], now["reason"]) == ("stopped", "interrupted")
     assert now["endpoints"][0]["held"] is None
 
 

@@ -9,6 +9,8 @@ import pytest
 from helpers import Room
 from killing import kills
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize(("count", "seed"), [(5, 1), pytest.param(20, 2, marks=pytest.mark.slow)])

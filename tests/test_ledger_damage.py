@@ -20,6 +20,8 @@ from ledgers import begin, completion, fail, flip, found, keep, key, reading, sq
 from rlaif.errors import InputError, StopRun
 from rlaif.ledger import Ledger, PromptRow, Stored
 
+pytestmark = pytest.mark.slow
+
 Damaged = (InputError, StopRun)
 
 

@@ -37,6 +37,8 @@ OWN_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY
 TALKER = """
 import os, subprocess, sys
 
+pytestmark = pytest.mark.slow
+
 def talker(prompt, candidates):
     print("the judge says", prompt.id)
     sys.stdout.write("and " "more\\n")

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from helpers import COMMAND, ROW_KEYS, Room, environment
 
+pytestmark = pytest.mark.slow
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
