@@ -334,7 +334,7 @@ def test_a_slow_reader_gets_everything(tmp_path):
 
 
 def test_two_runs_in_one_directory_exclude_each_other(tmp_path):
-    more_than_is_read_ahead = [f"Question {k}?" for k in range(300)]
+    more_than_is_read_ahead = [f"Question {k}?" for k in range(1000)]
     records = iter(generate(tmp_path, more_than_is_read_ahead))
     next(records)
     with pytest.raises(rlaif.InputError, match="another process"):
