@@ -287,7 +287,7 @@ def interrupted(run: rlaif.Run, begun) -> float:
 def test_an_interrupted_run_does_not_wait_to_try_again(tmp_path, room: Room, failure):
     room.set(failure=failure, fail_after=3)
     run = generate(tmp_path, policy=room.model())
-    assert interrupted(run, lambda: room.count() > (3 if failure == "hold_20" else 6)) < 2
+    assert interrupted(run, lambda: room.count() > 3) < 2
     room.set()
     assert generate(tmp_path, policy=room.model()).wait()["pairs"] == 6
 
