@@ -50,9 +50,10 @@ _COLLECT_AFTER = 50_000
 
 @dataclass
 class Progress:
-    """Where a run stands: finished prompts out of all, and calls so far."""
+    """Where a run stands: finished prompts out of all, those begun and not finished, and calls so far."""
 
     prompts: int = 0
+    under_way: int = 0
     done: int = 0
     failed: int = 0
     tally: Tally = field(default_factory=Tally)
@@ -214,6 +215,7 @@ class Run:
             "prompts": progress.prompts,
             "done": progress.done,
             "failed": progress.failed,
+            "under_way": progress.under_way,
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused, "faults": tally.faults},
             "tokens": {"prompt": tally.prompt_tokens, "completion": tally.completion_tokens},
             "cost_usd": budget.spent().cost_usd if budget is not None else None,
@@ -349,11 +351,13 @@ class Run:
         def prompts() -> Iterator[Prompt]:
             for row in ledger.unfinished(config.limit):
                 prompt, candidates = records.load_prompt(row.ordinal, row.id, row.body)
+                self.progress.under_way += 1
                 yield given.put(prompt, candidates) if config.command == "judge" else prompt
 
         async def save(record: Record) -> None:
             await ledger.save_record(record.ordinal, records.dump(record))
             self.progress.done += 1
+            self.progress.under_way -= 1
             self.progress.failed += any(c.error for c in record.candidates) or any(v.error for v in record.verdicts)
 
         on_file = ledger.finished_now(config.limit) if stored else None

@@ -79,8 +79,9 @@ class EndpointState(TypedDict):
 class Snapshot(TypedDict):
     """What the running process knows at `time` (unix).
 
-    `done` counts every finished prompt, also those that were finished before and those that `failed`. `cost_usd` is that of
-    the whole directory, None if it is not known. `maybe_lost`: so many calls may have been billed without an answer.
+    `done` counts every finished prompt, also those that were finished before and those that `failed`; those `under_way` are
+    begun and not finished. `cost_usd` is that of the whole directory, None if it is not known. `maybe_lost`: so many calls
+    may have been billed without an answer.
     """
 
     pid: int
@@ -91,6 +92,7 @@ class Snapshot(TypedDict):
     prompts: int
     done: int
     failed: int
+    under_way: int
     calls: Calls
     tokens: Tokens
     cost_usd: float | None
@@ -197,8 +199,8 @@ class Live:
     def _projected(self, snapshot: Snapshot, now: _Point) -> float | None:
         """The cost at the end: what this process paid for a prompt, times those to come, on top of the cost by now.
 
-        Prompts under way are paid for in part; how many there are is not known, only that there are no more of them than
-        calls under way. A quarter of that number counts as paid for, and nothing is said while it would matter much.
+        Prompts under way are paid for in part: a quarter of their number counts as paid for, and nothing is said while it
+        would matter much.
         """
         cost, left = snapshot["cost_usd"], snapshot["prompts"] - snapshot["done"]
         if cost is None:
@@ -209,7 +211,7 @@ class Live:
             return cost
         paid_before, worked_before = self._paid_before
         worked = now.worked - worked_before
-        busy = min(left, snapshot["in_flight"] + sum(e["waiting"] for e in snapshot["endpoints"]))
+        busy = min(left, snapshot["under_way"])
         if worked < max(_FEW, busy):
             return None
         return cost + (cost - paid_before) / (worked + busy / 4) * (left - busy / 4)

@@ -40,6 +40,7 @@ def snapshot(at: float = 0.0, *, done: int = 0, judge: int = 0, **more: Any) -> 
         "prompts": 1000,
         "done": done,
         "failed": 0,
+        "under_way": 0,
         "calls": {"policy": 0, "judge": judge, "reused": 0, "faults": 0},
         "tokens": {"prompt": 10 * judge, "completion": 0},
         "cost_usd": None,
@@ -117,8 +118,18 @@ def test_the_end(tmp_path: Path) -> None:
 
 def test_cost_of_a_short_run_is_not_guessed_from_its_first_prompts(tmp_path: Path) -> None:
     """All prompts are under way when the first ones finish: most is paid for, little is finished."""
-    shots = [snapshot(t, prompts=64, done=t, judge=60 * t, cost_usd=t / 10, in_flight=64) for t in range(12)]
+    shots = [snapshot(t, prompts=64, done=t, judge=60 * t, cost_usd=t / 10, under_way=64 - t) for t in range(12)]
     assert feed(Live(tmp_path), shots)["projected_usd"] is None
+
+
+def test_calls_that_wait_do_not_hide_the_cost_ahead(tmp_path: Path) -> None:
+    """Each prompt asks for twelve judgements at once."""
+    waits = [endpoint(waiting=700)]
+    shots = (
+        snapshot(t, done=t, judge=12 * t, cost_usd=0.1 * t, under_way=64, in_flight=64, endpoints=waits) for t in range(101)
+    )
+    projected = feed(Live(tmp_path), shots)["projected_usd"]
+    assert projected is not None and 80 < projected < 120
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 300)] * 3, st.floats(0, 5)), max_size=40), st.integers(0, 2000))
@@ -127,7 +138,7 @@ def test_what_is_ahead_is_never_negative_nor_below_what_was_spent(steps: list[tu
     prompts = sum(step[0] for step in steps) + extra
     for finished, bought, busy, passed in steps:
         at, done, judge, cost = at + passed, done + finished, judge + bought, cost + 0.01 * bought
-        report = reports.add(snapshot(at, prompts=prompts, done=done, judge=judge, cost_usd=cost, in_flight=busy), at)
+        report = reports.add(snapshot(at, prompts=prompts, done=done, judge=judge, cost_usd=cost, under_way=busy), at)
         for name in ("prompts_per_s", "calls_per_s", "tokens_per_s", "eta_s"):
             assert report[name] is None or report[name] >= 0.0  # type: ignore[literal-required]
         assert report["projected_usd"] is None or report["projected_usd"] >= cost
