@@ -258,15 +258,19 @@ def _run(command: str, given: dict[str, Any], *, config: str | None, dry_run: bo
         settings = {"command": command, **given, "extra_body": _json(given["extra_body"])}
         run = jobs.Run(make_config(settings, config))
         if dry_run:
-            progress.show_plan(run.dry_run(probe or 0), face)
+            progress.show_plan(run.dry_run(probe or 0, follow=lambda probed: _follow(probed, face)), face)
             return
-        try:
-            with _signals(run, face):
-                progress.follow(run, face)
-        except (StopRun, KeyboardInterrupt):
-            progress.show_stopped(run, face)
-            raise
+        _follow(run, face)
         progress.show_result(run, face)
+
+
+def _follow(run: jobs.Run, face: Face) -> None:
+    try:
+        with _signals(run, face):
+            progress.follow(run, face)
+    except (StopRun, KeyboardInterrupt):
+        progress.show_stopped(run, face)
+        raise
 
 
 def _json(text: str | None) -> dict[str, Any] | None:

@@ -342,7 +342,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     widths = [max(len(row[place]) for row in rows) for place in range(4)]
     table = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip() for row in rows]
     if found["unpriced"]:
-        table.append(f"no price for {', '.join(found['unpriced'])}: name it in a file, and set RLAIF_PRICES to its path")
+        table.append(f"no price for {', '.join(found['unpriced'])}: give it in a file, with --prices FILE or RLAIF_PRICES")
     return table + [f"assumed: {sentence}" for sentence in found["assumed"]]
 
 
@@ -350,7 +350,7 @@ def money(value: float | None) -> str:
     """An amount with two digits after the point; a small one with two that count."""
     if value is None:
         return "unknown"
-    return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
+    return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:#.2g}" if value >= 1e-4 else "< 0.0001"
 
 
 def _duration(seconds: float) -> str:

@@ -34,7 +34,7 @@ from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.live import Snapshot
 from rlaif.models import Models
-from rlaif.prices import FREE, Budget, Price, Prices, guess_message_tokens, guess_tokens
+from rlaif.prices import FREE, Budget, Price, Prices, guess_message_tokens, guess_tokens, spent
 from rlaif.ranking import schedule
 from rlaif.sampling import Given, Sampler
 from rlaif.source import Source, changes
@@ -142,10 +142,11 @@ class Run:
         self.wait()
         return datasets.Dataset.from_list(list(results.rows(self.directory, results.format_of(self.config), self.config)))
 
-    def dry_run(self, probe: int = 0) -> dict[str, Any]:
+    def dry_run(self, probe: int = 0, *, follow: Callable[[Run], object] | None = None) -> dict[str, Any]:
         """What the run would ask for if nothing were on file: counts of calls, and `forecast.forecast`'s figures.
 
-        Spends nothing, but for the first `probe` prompts: these are run for real, in the run directory, where they stay.
+        Spends nothing, but for the first `probe` prompts: these are run for real, by `follow` (`Run.wait` if left out), in the
+        run directory, where they stay. `finished` prompts are there by now, and have cost `spent_usd`.
         """
         config = self.config
         models, plans = self._open()
@@ -179,18 +180,30 @@ class Run:
             config.tpm,
             answer_tokens / answers if config.command == "judge" and answers else None,
         )
+        measured = self._probe(probe, follow or Run.wait) if probe else None
+        finished, spent_usd = self._on_file(models, prices)
         return {
             "prompts": prompts,
+            "finished": finished,
+            "spent_usd": spent_usd,
             "policy_calls": prompts * sum(math.ceil(config.n / policy.max_n) for policy in work.policies),
             "judge_calls": sum(calls),
             "judges": len(plans),
-        } | forecast.forecast(work, self._probe(probe) if probe else None, seed=config.seed)
+        } | forecast.forecast(work, measured, seed=config.seed)
 
-    def _probe(self, count: int) -> forecast.Probe:
+    def _on_file(self, models: Models, prices: Prices) -> tuple[int, float | None]:
+        """How many prompts are finished in the directory, and what it has cost. Raises InputError if it is another run's."""
+        if not (self.directory / "run.sqlite").exists():
+            return 0, 0.0
+        with closing(Ledger.read(self.directory)) as ledger:
+            _check_settings(ledger, self._facts([dict(models.open(name).identity) for name in self.config.policy]))
+            return ledger.finished(self.config.limit)[0], spent(ledger.spend(), prices.of_model).cost_usd
+
+    def _probe(self, count: int, follow: Callable[[Run], object]) -> forecast.Probe:
         """Runs the first prompts for real; what each of their calls used, and how long calls of its role took on average."""
         limit = count if self.config.limit is None else min(count, self.config.limit)
         run = Run(self.config.model_copy(update={"limit": limit}), source=self._given, judges=self._judges)
-        run.wait()
+        follow(run)
         tally = run.progress.tally
         seconds = {role: sum(times) / len(times) for role, times in tally.seconds.items() if times}
         with closing(Ledger.read(self.directory)) as ledger:

@@ -421,7 +421,7 @@ class Budget:
 
     def unpriced(self, models: Iterable[str]) -> list[str]:
         """Those of `models` that have no price."""
-        return [model for model in models if self._price_of(model) is None]
+        return [model for model in dict.fromkeys(models) if self._price_of(model) is None]
 
     def check_prices(self, models: Iterable[str]) -> None:
         """Raises InputError if a budget in USD is asked for and a model has no price."""

@@ -72,6 +72,9 @@ def show_plan(plan: dict[str, Any], face: Face) -> None:
         print_plain(f"{name}: {plan[name]}", face.console)
     for line in ("", *forecast.lines(plan)):
         print_plain(line, face.console)
+    if plan["finished"]:
+        cost = "" if plan["spent_usd"] is None else f" for {forecast.money(plan['spent_usd'])} USD"
+        print_plain(f"{plan['finished']:,} of the prompts are finished{cost}; the figures count them too", face.console)
 
 
 def show_result(run: jobs.Run, face: Face) -> None:

@@ -17,7 +17,7 @@ from rlaif import prices
 from rlaif.data import read_prompts
 from rlaif.errors import InputError
 from rlaif.models import gguf, openai, smollm2
-from rlaif.prices import FREE, Price, Prices, SpendRow, Usage, guess_message_tokens, guess_tokens, spent, usage_of
+from rlaif.prices import FREE, Budget, Price, Prices, SpendRow, Usage, guess_message_tokens, guess_tokens, spent, usage_of
 from rlaif.templates import example as shipped_example
 
 OPENAI = "https://api.openai.com/v1"
@@ -401,6 +401,13 @@ def test_nothing_bought_costs_nothing():
 
 def test_a_row_of_the_ledger_is_a_row():
     assert SpendRow(*("m", "judge", 0, 2, 1, 10, 4, 3, 2, 1)).guessed_completion_tokens == 1
+
+
+def test_a_budget_in_usd_names_each_model_without_a_price_once(tmp_path):
+    budget = Budget(list, TABLE.get, usd=1.0, tokens=None, where=str(tmp_path))
+    budget.check_prices(["m", "k", "m"])
+    with pytest.raises(InputError, match=r"the price of 'x', 'y': give --prices"):
+        budget.check_prices(["x", "m", "x", "y"])
 
 
 COUNTS = st.integers(0, 10**9)

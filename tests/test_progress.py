@@ -438,6 +438,26 @@ def test_what_a_stop_left_behind_is_said(room: Room, tmp_path: Path) -> None:
     assert "4 calls in flight were broken off: they may be billed" in out
 
 
+def test_a_probe_is_a_run_that_is_shown_and_can_be_stopped(room: Room, tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text("m: {input: 1, output: 1}\n")
+    command = generate(room, tmp_path, 12, "--prices", tmp_path / "prices.yaml", "--dry-run")
+    room.set(latency_s=0.5)
+    process = start(*command, "--probe", 4, "--log-format", "json")
+    while room.count() < 4:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    events = json_lines(out)
+    assert process.returncode == 130 and [e["event"] for e in events] == ["note", "progress", "stop"]
+    assert (events[1]["prompts"], events[1]["calls"]["policy"]) == (4, 4)
+    room.set()
+    assert "4 of the prompts are finished for 0.00" in (said := rlaif(*command, "--probe", 4).stdout) and "prompts: 12" in said
+    asked = room.count()
+    assert "4 of the prompts are finished for 0.00" in rlaif(*command).stdout
+    assert "temperature was 1.0, now 0.5" in rlaif(*command, "--temperature", 0.5, expect=2).stderr
+    assert room.count() == asked and room.repeats() == 0
+
+
 def test_a_hangup_alone_stops_nothing(room: Room, tmp_path: Path) -> None:
     room.set(latency_s=0.2)
     process = start(*generate(room, tmp_path, 12, "--concurrency", 4))
