@@ -112,7 +112,7 @@ def lognormal(rng: random.Random, mean: float, cv: float) -> float:
 
 
 class Refusing:
-    """Answers after `latency_s`, refuses after 20 ms. `says`: when the next is due, that in whole seconds, or nothing."""
+    """Answers after `latency_s`, refuses after 20 ms. `says`: when the next is due, that in whole seconds, always a second, or nothing."""
 
     def __init__(self, limiter: Any, latency_s: float, says: str, seed: int = 1) -> None:
         self.limiter, self.latency_s, self.says, self.rng = limiter, latency_s, says, random.Random(seed)
@@ -121,7 +121,7 @@ class Refusing:
     def arrive(self, now: float, flight: Flight) -> None:
         due = self.limiter.due(now)
         if due > now:
-            wait = {"due": due - now, "whole": float(math.ceil(due - now)), "nothing": None}[self.says]
+            wait = {"due": due - now, "whole": float(math.ceil(due - now)), "a second": 1.0, "nothing": None}[self.says]
             heapq.heappush(self.landings, (now + 0.02, flight.number, flight, False, wait))
         else:
             self.limiter.take(now)
@@ -319,6 +319,29 @@ def test_failures_and_holds_leave_the_limit_alone() -> None:
     pace.hold(1.0, 2.0)
     assert pace.admit(1.0) == 2.0 and pace.admit(3.0) == 0.0
     assert pace.state(1.5) == {"limit": 32.0, "in_flight": 0, "rate": None, "held_s": 1.5}
+
+
+class Outage:
+    """Refuses everything between two moments."""
+
+    def __init__(self, start: float, end: float) -> None:
+        self.start, self.end = start, end
+
+    def due(self, now: float) -> float:
+        return self.end if self.start <= now < self.end else now
+
+    def take(self, now: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize("start", [0.0, 10.0])
+@pytest.mark.parametrize("says", ["due", "a second", "nothing"])
+@pytest.mark.parametrize("lasts", [10.0, 300.0])
+def test_an_endpoint_that_refused_everything_is_soon_used_again(start: float, says: str, lasts: float) -> None:
+    end = start + lasts
+    seen = run(Pace(128, rng=random.Random(1)), Refusing(Outage(start, end), 0.3, says), end + 42.0)
+    assert min(at for at in seen.answers if at >= end) - end < (20.0 if says == "nothing" else 2.5)
+    assert seen.throughput(end + 40.0, end + 42.0) > 0.9 * 128 / 0.32
 
 
 def used_and_refused(limiter: str, rates: Steps, latency_s: float, says: str) -> tuple[float, float]:

@@ -26,7 +26,8 @@ _SOONEST_S, _LATEST_S = 0.6, 10.0
 _BURST = 16  # so many accepted at the beginning tell the rate
 _PATIENT, _PATIENCE = 1.5, 3.0  # growth waits longer each time that a dear refusal confirms the rate
 _TIMER_S = 0.005  # lateness of timers, made up for only where the spacing is shorter
-_LEAST = 1 / 60  # requests per second
+_LEAST, _GUESS = 1 / 60, 4.0  # requests per second
+_SPARING = 1.0  # slower than this only where something is accepted between refusals: else they are an outage
 _FORGET_S = 60.0
 
 
@@ -100,7 +101,7 @@ class Rate:
         if self.value is None:
             # The beginning was a burst: take it for a second's share, unless the endpoint names a shorter spacing.
             due = 1.0 / max(held_s, 0.001) if exact and held_s < 0.25 else 0.0
-            self.value = max(accepted / max(at - since, 1.0), due, 4.0 if held_s < 2.0 else 1.0 / held_s)
+            self.value = max(accepted / max(at - since, 1.0), due, _GUESS)
             self._known = self.value if accepted >= _BURST else 0.0
             self._sends.clear()
             self._guarded = False
@@ -143,6 +144,8 @@ class Rate:
     def _at_heels(self, number: int, at: float, bound: float, accepted: int, held_s: float) -> None:
         assert self.value is not None
         rate = self.value
+        if not accepted and rate <= _SPARING:
+            return
         self._heels += 1
         self._spare = min(1.0, self._spare + 0.3)
         steep = _MILD
