@@ -33,11 +33,11 @@ from rlaif.live import Holds, Live, Report
 from rlaif.voice import Face, Stream
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+pytestmark = pytest.mark.slow
+
 OWN_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 TALKER = """
 import os, subprocess, sys
-
-pytestmark = pytest.mark.slow
 
 def talker(prompt, candidates):
     print("the judge says", prompt.id)
