@@ -6,7 +6,8 @@ its response is committed, and gives it up while it waits to try again. Every ou
 
 Ten failures in a row (5xx, broken connections), or one refused connection where there were answers before, open the circuit:
 one call at a time goes out as a probe, every few seconds, until one is answered. Neither such attempts nor refused rates use
-up a call's tries; but a call whose probes are answered with 500, which may be its own fault, has only a few.
+up a call's tries, of which it has twelve, and fewer while nothing of others is accepted either; but a call whose probes are
+answered with 500, which may be its own fault, has only a few.
 A 401 or 403 is believed when it comes a second time, for one call sent alone. An endpoint that answers nothing, accepts
 nothing, or asks to wait, for longer than `max_wait_s` stops the run.
 """
@@ -37,6 +38,7 @@ MAX_WAIT_S = 900.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
 _SOON_S, _LATEST_SOON_S = 0.05, 0.25  # where most attempts are answered
 _MOSTLY, _LATELY, _BARREN = 0.5, 32, 3
+_MOST_BARREN = 8
 _FIRST_PROBE_S = 0.5
 _RETRIED = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_funds"}
@@ -129,11 +131,11 @@ class Endpoint:
             if not counted:
                 continue  # the pace waits for all
             call.attempts += 1
+            call.barren = 0 if self._accepted > accepted else call.barren + 1
             lost = failed.kind == "unreachable" and self._accepted == 0  # a wrong address, most likely
-            if call.attempts >= (_ATTEMPTS_TO_FIND if lost else self._attempts):
+            if call.attempts >= (_ATTEMPTS_TO_FIND if lost else self._attempts) or call.barren >= _MOST_BARREN:
                 break
             self._failing_share += (1.0 - self._failing_share) / _LATELY
-            call.barren = 0 if self._accepted > accepted else call.barren + 1
             await self._sleep(self._wait_s(call) * random.uniform(0.5, 1.0))
         said = f"{failed} ({call.attempts} attempts)"
         if failed.kind == "unreachable" or (failed.kind == "server_error" and self._accepted == 0):

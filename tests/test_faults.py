@@ -16,7 +16,7 @@ import threading
 import time
 import tracemalloc
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +148,7 @@ def stops(kind: str, *, words: str = "") -> Expected:
     return check
 
 
-def fails(error: str, *, asked: int = 1) -> Expected:
+def fails(error: str, *, asked: Container[int] = (1,)) -> Expected:
     """Prompt 2 alone is a failure, asked for so often; on request it is asked again, and then all is as in a clean run."""
 
     def check(place: Place, clean: Place, said: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def fails(error: str, *, asked: int = 1) -> Expected:
         assert who == "policy" and message.startswith(error), message
         assert read_rows(place.out / "dpo.jsonl") == [r for r in read_rows(clean.out / "dpo.jsonl") if r["id"] != "p2"]
         hit = [e for e in place.room.log() if "Question 2:" in e["body"]["messages"][0]["content"]]
-        assert len(hit) == asked
+        assert len(hit) in asked
         before = place.room.count()
         place.run()
         assert place.room.count() == before, "a stored failure is final"
@@ -317,7 +317,7 @@ def test_faults_that_do_not_end_are_failures_of_their_prompt_alone(
         thread.join()
     for failure, kind in kinds.items():
         place = places[failure]
-        fails(kind, asked=8)(place, clean, summary(place.out))
+        fails(kind, asked=(8, 9))(place, clean, summary(place.out))
 
 
 # Holds and stops, as they are seen

@@ -112,7 +112,7 @@ def lognormal(rng: random.Random, mean: float, cv: float) -> float:
 
 
 class Refusing:
-    """Answers after `latency_s`, refuses after 20 ms. `says`: when the next is due, that in whole seconds, always a second, or nothing."""
+    """Answers after `latency_s`, refuses after 20 ms. `says`: when the next is due, in whole seconds, a second, or nothing."""
 
     def __init__(self, limiter: Any, latency_s: float, says: str, seed: int = 1) -> None:
         self.limiter, self.latency_s, self.says, self.rng = limiter, latency_s, says, random.Random(seed)
