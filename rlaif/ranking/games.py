@@ -137,7 +137,7 @@ class _Chunk:
         counts, won = np.array(self.counts), np.array(self._won)
         p, i, j, judge = np.array(self._games).reshape(-1, 4).T
         place = np.empty_like(counts)
-        for width in np.unique(counts):
+        for width in sorted(set(self.counts)):
             prompts = np.flatnonzero(counts == width).astype(np.int32)
             place[prompts] = np.arange(len(prompts))
             mine = np.flatnonzero(counts[p] == width)
