@@ -286,12 +286,12 @@ def test_a_ceiling_below_the_start_is_kept() -> None:
 def test_one_shrink_an_episode() -> None:
     pace = Pace(100)
     flights = [pace.sent(0.0) for _ in range(32)]
-    assert [pace.refused(flight, 0.1, 0.5) for flight in flights[:10]] == [True] + [False] * 9
+    assert [pace.refused(flight, 0.1, 0.5) for flight in flights[:30]] == [True] + [False] * 29
     assert pace.limit == pytest.approx(0.8 * 32)
     assert 0.6 <= pace.held_until <= 0.625
     assert pace.admit(0.6 - 1e-6) > 0
     later = pace.sent(pace.held_until)
-    assert not pace.refused(flights[10], 1.0, 0.5)
+    assert not pace.refused(flights[30], 1.0, 0.5)
     assert pace.refused(later, 1.0, 0.5)
     assert pace.state(1.0)["rate"] > 0
 
@@ -319,6 +319,40 @@ def test_failures_and_holds_leave_the_limit_alone() -> None:
     pace.hold(1.0, 2.0)
     assert pace.admit(1.0) == 2.0 and pace.admit(3.0) == 0.0
     assert pace.state(1.5) == {"limit": 32.0, "in_flight": 0, "rate": None, "held_s": 1.5}
+
+
+class Chance:
+    """Refuses a share of all calls, however few there are; at once, or as late as it answers."""
+
+    def __init__(self, share: float, latency_s: float, wait_s: float | None, *, late: bool, seed: int) -> None:
+        self.share, self.latency_s, self.wait_s, self.late = share, latency_s, wait_s, late
+        self.rng = random.Random(seed)
+        self.landings: list[tuple[float, int, Flight, bool, float | None]] = []
+
+    def arrive(self, now: float, flight: Flight) -> None:
+        answered = self.rng.random() >= self.share
+        lands = now + (self.latency_s if answered or self.late else 0.02)
+        heapq.heappush(self.landings, (lands, flight.number, flight, answered, None if answered else self.wait_s))
+
+    def next(self) -> float:
+        return self.landings[0][0] if self.landings else math.inf
+
+    def land(self) -> tuple[Flight, bool, float | None]:
+        return heapq.heappop(self.landings)[2:]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("latency_s", "wait_s"), [(0.1, 0.05), (0.5, 0.05), (0.5, 0.5), (0.5, None)])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("share", [0.04, 0.1, 0.2])
+def test_refusals_by_chance_do_not_slow_the_sends(
+    share: float, late: bool, latency_s: float, wait_s: float | None, seed: int
+) -> None:
+    """All wait as long as one refusal asks for; without that the throughput would be 128 / latency * (1 - share)."""
+    seen = run(Pace(128, rng=random.Random(seed)), Chance(share, latency_s, wait_s, late=late, seed=seed), 20.0)
+    held_s = 0.25 if wait_s is None else 1.05 * wait_s
+    cycle_s = latency_s + held_s if late else max(latency_s, 0.02 + held_s)
+    assert seen.throughput(2.0, 20.0) > 0.65 * 128 * (1.0 - share) / cycle_s
 
 
 class Outage:

@@ -56,6 +56,7 @@ class Pace:
         self._saturated_at: float | None = None  # while silent: since when, or since the last growth
         self._regrow = 0.0  # the limit before the last shrink
         self._mark = 0  # refusals of calls up to this number belong to the last episode
+        self._shrunk = -ceiling  # calls sent before the last shrink
         self._episodes = 0  # in a row, no answer in between
 
     def admit(self, now: float, tokens: int = 0) -> float:
@@ -99,8 +100,7 @@ class Pace:
         self.in_flight += 1
         self._wanted = False
         self._knee.sent[kind] += 1
-        if self._rate.value is not None:
-            self._rate.sent(now)
+        self._rate.sent(now)
         share = None if self._quota is None else self._quota.sent(now, tokens)
         return Flight(self._number, now, kind, self.in_flight, share)
 
@@ -116,7 +116,7 @@ class Pace:
             most = min(self._ceiling, knee.cap)
             if limit < most:
                 # Doubling a round trip back to where it was; past that one a round trip, unless the rate guards the way.
-                quick = self._starting or limit < self._regrow or self._rate.value is not None
+                quick = self._starting or limit < self._regrow or self._rate.guards
                 self.limit = limit = min(limit + (1.0 if quick else 1.0 / limit), most)
         knee.learn(flight.kind, flight.number, flight.level, now - flight.at)
         if knee.due:
@@ -146,13 +146,14 @@ class Pace:
             self._mark = self._number
             self._episodes += 1
             self._starting = False
-            if self._rate.value is None or flight.level > _SHRINK * self.limit:
+            if flight.number > self._shrunk + self.limit if self._rate.value is None else flight.level > _SHRINK * self.limit:
+                self._shrunk = self._number
                 self._regrow = max(self.limit, 0.9 * self._regrow)
                 self.limit = max(1.0, _SHRINK * self.limit)
                 self._knee.disturbed(now)
             exact = wait_s is not None and wait_s % 1.0 != 0.0
-            self._rate.episode(flight.number, flight.at, now, self.held_until, exact)
-        self._rate.refused()
+            self._rate.episode(flight.number, flight.at, now, self.held_until, exact, self._number)
+        self._rate.refused(flight.number)
         return new
 
     def failed(self, flight: Flight, now: float) -> None:

@@ -6,11 +6,17 @@ spare, and the mean of the last second is what it bears if it does; which of the
 are paced at just under the estimate. From there the rate grows like CUBIC's window (Ha, Rhee & Xu 2008): steeply back to
 the rate last refused, flat around it, and by doubling once nothing was refused where it used to be, for then the limit was
 raised. How soon depends on what a refusal costs: requests refused, seconds held.
+
+Some refusals have nothing to do with the rate: a gateway that is short of machines refuses one request in ten, however few
+there are. What was sent between a refused call and the news of its refusal tells: where an allowance is used up, most of
+these calls are refused as well. Where most of them are accepted, the rate was not much too high, if at all; if that goes on
+while the rate falls, the sends are not paced any more.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 _BACK = 0.94  # of a rate that was refused after a calm time
 _STEEP = (0.95, 0.9, 0.7, 0.6)  # of one refused at the heels of another, by how many there were
@@ -29,6 +35,31 @@ _TIMER_S = 0.005  # lateness of timers, made up for only where the spacing is sh
 _LEAST, _GUESS = 1 / 60, 4.0  # requests per second
 _SPARING = 1.0  # slower than this only where something is accepted between refusals: else they are an outage
 _FORGET_S = 60.0
+_MATES, _MOST_REFUSED = 8, 0.5  # so many sends after a refused one tell, and no more of them are refused by chance
+_SURELY, _SURER = 16, 32  # so many where a rate was learned before, and to end the belief in chance
+_SOME, _UNTOLD = 3, 3  # fewer tell nothing; so often it is tried again where they were too few
+_LATE = 1.1  # of the delay of the first refusal, the others are back
+_TRUST_S, _LONGEST_TRUST_S = 30.0, 600.0  # the belief in chance, once it was wrong, is not taken up again for so long
+
+
+@dataclass(slots=True)
+class _Mates:
+    """The sends after the `first`, which was refused, up to the `last` before that was known, at `rate`.
+
+    By `due` nearly all that are `refused` have come back. `at_heels`: the episode is at the heels of another.
+    """
+
+    first: int
+    last: int
+    due: float
+    rate: float
+    at_heels: bool = False
+    refused: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.last - self.first
 
 
 class Rate:
@@ -52,13 +83,29 @@ class Rate:
         self._patience = 1.0
         self._cost = 1.0  # refusals an episode, decayed mean
         self._guarded = False  # the last episode was of paced sends, not of the herd that came before them
+        self._mates: _Mates | None = None  # of the call that began the last episode, until they are counted
+        self._met = self._met_refused = 0  # mates counted since the last calm time, and the refused ones of them
+        self._chance = False  # refusals come by chance: nothing is paced
+        self._trial, self._untold = False, 0  # paced until the mates tell; how often they were too few
+        self._free = 0, 0.0, 0  # the number and time of the send since which nothing is paced, and the refusals since
+        self._share = _GUESS, False  # the rate to begin with, and whether it is well known
+        self._doubted = 0.0  # when the belief in chance began, or may begin
+        self._trust_s = _TRUST_S / 2.0  # for so long it was ruled out the last time it was wrong
+
+    @property
+    def guards(self) -> bool:
+        """Whether the number in flight may grow fast: sends are paced, or refusals come by chance as far as was ever seen."""
+        return self.value is not None or (self._chance and self._trust_s < _TRUST_S)
 
     def began(self, now: float) -> None:
         """The first of all calls is sent: what is accepted is counted from here."""
         self._last = self._calm = 0, now
+        self._free = 0, now, 0
 
     def sent(self, now: float) -> None:
         """Takes a slot. A send that had to wait for it is paced by the rate, which may grow then."""
+        if self._mates is not None and now >= self._mates.due:
+            self._count_mates(now)
         rate = self.value
         if rate is None:
             return
@@ -85,32 +132,50 @@ class Rate:
         x = self._age / self._scale - 1.0
         return max(rate, min(self._known * (1.0 + self._drop * x * x * x), rate * 1.25))
 
-    def refused(self) -> None:
-        """Counts one refusal."""
+    def refused(self, number: int) -> None:
+        """Counts the refusal of the `number`-th send."""
         self._refused += 1
         self._refused_calm += 1
+        if self.value is None:
+            first, since, refused = self._free
+            self._free = first, since, refused + 1
+        if self._mates is not None and self._mates.first < number <= self._mates.last:
+            self._mates.refused += 1
 
-    def episode(self, number: int, at: float, now: float, held_until: float, exact: bool) -> None:
-        """The refusal of the `number`-th send, made at `at`, begins an episode. Comes before its `refused`.
+    def episode(self, number: int, at: float, now: float, held_until: float, exact: bool, last: int) -> None:
+        """The refusal of the `number`-th send of `last`, made at `at`, begins an episode. Comes before its `refused`.
 
         `exact`: the endpoint said when the next request is due, to better than a second.
         """
-        held_s = max(held_until - now, 0.0)
+        mates = self._mates
+        if mates is not None:
+            if self._trial and now < mates.due and mates.refused <= _MOST_REFUSED * mates.count:  # not told yet
+                self.slot = max(self.slot, held_until)
+                return
+            self._count_mates(now)
         before, since = self._last
         accepted = max(0, number - 1 - before - self._refused)
-        if self.value is None:
-            # The beginning was a burst: take it for a second's share, unless the endpoint names a shorter spacing.
+        held_s = max(held_until - now, 0.0)
+        late = now - at
+        self._mates = mates = _Mates(number, last, now + _LATE * late + _TIMER_S, (last - number) / max(late, 1e-3))
+        if self._chance or self.value is None:
+            # What was accepted may have been a burst: it is a second's share, unless the endpoint names a shorter spacing.
             due = 1.0 / max(held_s, 0.001) if exact and held_s < 0.25 else 0.0
-            self.value = max(accepted / max(at - since, 1.0), due, _GUESS)
-            self._known = self.value if accepted >= _BURST else 0.0
-            self._sends.clear()
-            self._guarded = False
+            first, since, refused = self._free
+            accepted = max(0, number - 1 - first - refused)
+            self._share = max(accepted / max(at - since, 1.0), due, _GUESS), accepted >= _BURST
+            if not self._chance:
+                self._trial = True
+                self._pace(held_until)
+            self._last, self._refused = (number, at), 0
+            return
+        heels = self._heels
+        bound = self._bound(self.value, at)
+        if not self._known or self._age > 0.5 * self._scale or self.value > _NEAR * self._known:
+            self._after_calm(number, at, bound)
         else:
-            bound = self._bound(self.value, at)
-            if not self._known or self._age > 0.5 * self._scale or self.value > _NEAR * self._known:
-                self._after_calm(number, at, bound)
-            else:
-                self._at_heels(number, at, bound, accepted, held_s)
+            self._at_heels(number, at, bound, accepted, held_s)
+            mates.at_heels = self._heels > heels
         self.value = max(self.value, _LEAST)
         self._drop = max(0.06, 1.0 - self.value / self._known) if self._known else 0.0
         self._age = 0.0
@@ -119,6 +184,57 @@ class Rate:
         self._last, self._refused = (number, at), 0
         self._resumed = self._paced_at = held_until
         self.slot = max(held_until, self._sends[-1] + 1.0 / self.value if self._sends else 0.0)
+
+    def _count_mates(self, now: float) -> None:
+        """Looks at what was sent between a refused call and the news of its refusal, and whether that was refused too."""
+        assert self._mates is not None
+        mates, self._mates = self._mates, None
+        self._met += mates.count
+        self._met_refused += mates.refused
+        few = self._met_refused <= _MOST_REFUSED * self._met
+        told = self._met >= _MATES
+        if self._chance:
+            told = self._met >= _SURER
+            if told and not few:
+                self._chance = False
+                self._pace(now)
+                self._trust_s = _TRUST_S if now - self._doubted > self._trust_s else min(2.0 * self._trust_s, _LONGEST_TRUST_S)
+                self._doubted = now + self._trust_s
+        elif self._trial:
+            self._trial = False
+            self._untold += 1
+            if not told and few and self._met >= _SOME and self._untold < _UNTOLD:
+                self.value = None
+            elif told and few:
+                self._believe_in_chance(now)
+            told = told or self.value is not None
+        elif not mates.at_heels:
+            told = True
+        else:
+            told = self._met >= _SURELY
+            if told and few and now >= self._doubted:
+                self._believe_in_chance(now)
+        if told:
+            self._met = self._met_refused = 0
+            if self.value is None:
+                self._free = mates.last, now, 0
+        if self.value is not None and mates.count >= _MATES and mates.refused <= _MOST_REFUSED * mates.count:
+            borne = mates.rate * (1.0 - mates.refused / mates.count)
+            self._known = max(self._known, borne)
+            self.value = max(self.value, borne * _BACK)
+
+    def _believe_in_chance(self, now: float) -> None:
+        self.value, self._known, self._chance, self._doubted = None, 0.0, True, now
+
+    def _pace(self, start: float) -> None:
+        """Paces the sends from `start` on, at the rate of those that were accepted by now."""
+        self.value, sure = self._share
+        self._known = self.value if sure else 0.0
+        self._drop, self._age = 0.06, 0.0
+        self._scale = min(max(_SOONEST_S, self._cost / self.value / _REFUSED), _LATEST_S)
+        self._sends.clear()
+        self._guarded = False
+        self._resumed = self._paced_at = self.slot = start
 
     def _bound(self, rate: float, at: float) -> float:
         """What the endpoint may bear, given that `rate` was refused at `at`."""
