@@ -14,10 +14,10 @@ alternatives  The same work with distilabel, Curator and NVIDIA Data Designer, e
               process, over prompts.
 latency       A server that answers after 0.5 s. wall/ideal: wall time of `run.wait()` over requests * 0.5 s / 128, so 1.00
               means that nothing but the server's latency is waited for.
-faults        30 % of the requests meet a 429 (Retry-After 0.05 or 0.5 s), a 500, a 503, a reset, cut JSON or HTML. calls:
-              requests over those of a clean run / (1 - 0.3), which is what is needed. wall: over the clean run's.
-              same file: whether dpo.jsonl is what the clean run wrote, byte by byte. finished: runs that ended within 20
-              times the clean run's time.
+faults        30 % of the requests meet a 429 (with a Retry-After, for which all calls wait), a 500, a 503, a reset or HTML,
+              after 20 ms, or cut JSON, after the time of an answer. calls: requests over those of a clean run / (1 - 0.3),
+              which is what is needed. wall: over the clean run's. same file: whether dpo.jsonl is what the clean run wrote,
+              byte by byte. finished: runs that ended within 20 times the clean run's time.
 
 "first to last" is the time between the first and the last request as the server saw them. Every number is the median of
 the repeats, in alternating order; ranges show the noise. A server on the same machine takes its share of the cores: "server
@@ -34,7 +34,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,10 @@ from helpers import COMMAND, write_rows
 IN_FLIGHT = 128
 LATENCY_S = 0.5
 FAULT_SHARE = 0.3
-FAULTS = "rate_limit,hold,server_error,status_503,reset,cut_json,html"
+FAULTS = "server_error,status_503,reset,cut_json,html"
+REFUSALS = {"0.05 s": "rate_limit", "0.5 s": "hold"}
 FAULT_LATENCIES = (0.1, 0.5)
+FAULT_AFTER_S = 0.02
 _LIMIT_S = 300.0
 _TOO_LONG = 20
 CLIENTS = ROOT / "benchmarks" / "clients"
@@ -274,16 +276,18 @@ def overlap(log: Sequence[dict[str, Any]]) -> float:
 def faults(bench: Bench, repeats: int) -> str:
     """What faults cost."""
     rows = []
-    for latency_s in FAULT_LATENCIES:
+    for latency_s, (asks, refusal) in product(FAULT_LATENCIES, REFUSALS.items()):
         clean, faulty, work = list[Seen](), list[Seen](), Work(500)
+        slow = {"latency_s": FAULT_AFTER_S, "service_s": latency_s - FAULT_AFTER_S}
+        bad = {"fault_share": FAULT_SHARE, "faults": f"{refusal},{FAULTS}"}
         for repeat in range(repeats):
-            say(f"faults: {latency_s:g} s, run {repeat + 1} of {repeats}")
-            clean.append(bench.rlaif(work, latency_s=latency_s))
-            limit_s = _TOO_LONG * clean[-1].ran.wall_s
+            say(f"faults: {latency_s:g} s, {refusal}, run {repeat + 1} of {repeats}")
+            clean.append(bench.rlaif(work, **slow))
             with suppress(Failed):
-                faulty.append(bench.rlaif(work, limit_s=limit_s, latency_s=latency_s, fault_share=FAULT_SHARE, faults=FAULTS))
-        rows.append([f"{work.name}, {latency_s:g} s", middle(seen.wall_s for seen in clean), *_fault_cells(clean, faulty)])
-    return table(("work", "clean s", "faulty s", "wall", "calls", "same file", "finished"), rows)
+                faulty.append(bench.rlaif(work, limit_s=_TOO_LONG * clean[-1].ran.wall_s, **slow, **bad))
+        name = f"{work.name}, {latency_s:g} s"
+        rows.append([name, asks, middle(seen.wall_s for seen in clean), *_fault_cells(clean, faulty)])
+    return table(("work", "Retry-After", "clean s", "faulty s", "wall", "calls", "same file", "finished"), rows)
 
 
 def _fault_cells(clean: Sequence[Seen], faulty: Sequence[Seen]) -> list[str]:

@@ -4,10 +4,10 @@ The only retry loop of the program. Calls wait in line; `Pace` says when the nex
 its response is committed, and gives it up while it waits to try again. Every outcome is one of: the answer, try again,
 `CallFailed` (this call only) or `StopRun` (every call to this endpoint, from then on).
 
-Ten failures in a row (5xx, broken connections), or one refused connection where there were answers before, open the circuit:
-one call at a time goes out as a probe, every few seconds, until one is answered. Neither such attempts nor refused rates use
-up a call's tries, of which it has twelve, and fewer while nothing of others is accepted either; but a call whose probes are
-answered with 500, which may be its own fault, has only a few.
+Ten failures in a row (5xx, broken connections), and as many as calls are in flight, open the circuit; so does one refused
+connection where there were answers before. Then one call at a time goes out as a probe, every few seconds, until one is
+answered. Neither such attempts nor refused rates use up a call's tries, of which it has twelve, and fewer while nothing of
+others is accepted either; but a call whose probes are answered with 500, which may be its own fault, has only a few.
 A 401 or 403 is believed when it comes a second time, for one call sent alone. An endpoint that answers nothing, accepts
 nothing, or asks to wait, for longer than `max_wait_s` stops the run.
 """
@@ -39,6 +39,7 @@ _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
 _SOON_S, _LATEST_SOON_S = 0.05, 0.25  # where most attempts are answered
 _MOSTLY, _LATELY, _BARREN = 0.5, 32, 3
 _MOST_BARREN = 8
+_USUALLY, _LONG_AGO_S = 2.0, 2.0  # nothing was accepted for so many times the usual time, or that long
 _FIRST_PROBE_S = 0.5
 _RETRIED = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_funds"}
@@ -53,7 +54,7 @@ _LONGEST_SHOWN_S, _FAR_S = 1e9, 6 * 86400.0
 class _Call:
     """One call's tries. `alone` is set while it is sent as a probe; `probes` are those that were answered with 500.
 
-    What was `begun` is finished first. `barren` are the last tries in which nothing of others was accepted either.
+    What was `begun` is finished first. `barren` are the last tries at whose time nothing of others was accepted either.
     """
 
     kind: str
@@ -87,7 +88,8 @@ class Endpoint:
         self._attempts, self._max_wait_s, self._longest_probe_s = attempts, max_wait_s, longest_probe_s
         self._stopped: StopRun | None = None
         self._wake: asyncio.Event | None = None
-        self._accepted = 0
+        self._accepted, self._accepted_at = 0, -math.inf
+        self._usual_s = 0.0  # from sending to the answer, lately
         self._retries = self._rate_limited = 0
         self._why_held = ""
         self._limited_since: float | None = None
@@ -117,7 +119,6 @@ class Endpoint:
         call = _Call(kind, tokens)
         while True:
             flight = await self._admitted(call)
-            accepted = self._accepted
             try:
                 return await self._once(call, flight, send, purchase, read)
             except _Retry as retry:
@@ -131,7 +132,8 @@ class Endpoint:
             if not counted:
                 continue  # the pace waits for all
             call.attempts += 1
-            call.barren = 0 if self._accepted > accepted else call.barren + 1
+            lately = flight.at - min(_USUALLY * self._usual_s, _LONG_AGO_S)
+            call.barren = 0 if self._accepted_at >= lately else call.barren + 1
             lost = failed.kind == "unreachable" and self._accepted == 0  # a wrong address, most likely
             if call.attempts >= (_ATTEMPTS_TO_FIND if lost else self._attempts) or call.barren >= _MOST_BARREN:
                 break
@@ -298,8 +300,9 @@ class Endpoint:
             except CallFailed as error:
                 raise self._fail(call, error) from None
             landed = True
-            self._pace.answered(flight, time.monotonic(), getattr(answer, "tokens", None))
-            self._accept(call)
+            now = time.monotonic()
+            self._pace.answered(flight, now, getattr(answer, "tokens", None))
+            self._accept(call, flight, now)
             return answer
         finally:
             if call.alone:
@@ -307,8 +310,9 @@ class Endpoint:
             if not landed:
                 self._pace.failed(flight, time.monotonic())
 
-    def _accept(self, call: _Call) -> None:
-        self._accepted += 1
+    def _accept(self, call: _Call, flight: Flight, now: float) -> None:
+        self._accepted, self._accepted_at = self._accepted + 1, now
+        self._usual_s += (now - flight.at - self._usual_s) / _LATELY
         self._failing_share -= self._failing_share / _LATELY
         self._limited_since = None
         if call.alone:  # what was sent before the doubt does not end it
@@ -399,8 +403,8 @@ class Endpoint:
     def _opens(self, call: _Call, kind: str) -> bool:
         """Counts a failure. True if it opens the circuit: where it is no single call's fault.
 
-        Of what comes in one rush the failures are counted at once and the answers when they are stored: until then, failures
-        are not known to be in a row.
+        Failures come back sooner than answers, and are counted sooner, before they are stored: while more calls are in
+        flight than have failed, or an answer is being stored, failures are not known to be in a row.
         """
         if kind not in ("server_error", "unreachable", "broken", "timeout"):
             return False
@@ -409,7 +413,8 @@ class Endpoint:
         if kind == "unreachable":
             return self._accepted > 0  # never reached: its calls' own tries end soon
         enough = min(_CALLS_TO_OPEN, max(2, self.concurrency))
-        return self._failed_in_a_row >= _FAILURES_TO_OPEN and len(self._failing) >= enough and not self._storing
+        many = self._failed_in_a_row >= max(_FAILURES_TO_OPEN, self._pace.in_flight)
+        return many and len(self._failing) >= enough and not self._storing
 
 
 def _until(seconds: float) -> str:

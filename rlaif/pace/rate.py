@@ -37,7 +37,7 @@ _SPARING = 1.0  # slower than this only where something is accepted between refu
 _FORGET_S = 60.0
 _MATES, _MOST_REFUSED = 8, 0.5  # so many sends after a refused one tell, and no more of them are refused by chance
 _SURELY, _SURER = 16, 32  # so many where a rate was learned before, and to end the belief in chance
-_SOME, _UNTOLD = 3, 3  # fewer tell nothing; so often it is tried again where they were too few
+_UNTOLD = 2  # the first refusals are forgotten where these sends were too few to tell
 _LATE = 1.1  # of the delay of the first refusal, the others are back
 _TRUST_S, _LONGEST_TRUST_S = 30.0, 600.0  # the belief in chance, once it was wrong, is not taken up again for so long
 
@@ -203,7 +203,7 @@ class Rate:
         elif self._trial:
             self._trial = False
             self._untold += 1
-            if not told and few and self._met >= _SOME and self._untold < _UNTOLD:
+            if not told and few and self._untold < _UNTOLD:
                 self.value = None
             elif told and few:
                 self._believe_in_chance(now)
