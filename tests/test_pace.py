@@ -355,6 +355,30 @@ def test_refusals_by_chance_do_not_slow_the_sends(
     assert seen.throughput(2.0, 20.0) > 0.65 * 128 * (1.0 - share) / cycle_s
 
 
+class Lifted(Chance):
+    """Twenty calls a second for half a minute; from then on it is chance."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__(share, 0.5, 0.05, late=False, seed=1)
+        self.limiter = Bucket(Steps(20), 0.2)
+
+    def arrive(self, now: float, flight: Flight) -> None:
+        if now >= 30.0:
+            super().arrive(now, flight)
+        elif (due := self.limiter.due(now)) > now:
+            heapq.heappush(self.landings, (now + 0.02, flight.number, flight, False, due - now))
+        else:
+            self.limiter.take(now)
+            heapq.heappush(self.landings, (now + self.latency_s, flight.number, flight, True, None))
+
+
+@pytest.mark.parametrize("share", [0.04, 0.1])
+def test_a_rate_that_was_learned_is_given_up_where_refusals_come_by_chance(share: float) -> None:
+    seen = run(Pace(128), Lifted(share), 400.0)
+    assert seen.throughput(5.0, 30.0) > 18
+    assert seen.throughput(350.0, 400.0) > 0.6 * 128 * (1.0 - share) / 0.5
+
+
 class Outage:
     """Refuses everything between two moments."""
 

@@ -10,11 +10,13 @@ raised. How soon depends on what a refusal costs: requests refused, seconds held
 Some refusals have nothing to do with the rate: a gateway that is short of machines refuses one request in ten, however few
 there are. What was sent between a refused call and the news of its refusal tells: where an allowance is used up, most of
 these calls are refused as well. Where most of them are accepted, the rate was not much too high, if at all; if that goes on
-while the rate falls, the sends are not paced any more.
+while the rate falls, the sends are not paced any more. Where there are too few of them to tell, and the refusals come sooner
+than the rate is back where it was refused, a volley is sent to find out: after a minute at the soonest, and ever more seldom.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -38,15 +40,17 @@ _FORGET_S = 60.0
 _MATES, _MOST_REFUSED = 8, 0.5  # so many sends after a refused one tell, and no more of them are refused by chance
 _SURELY, _SURER = 16, 32  # so many where a rate was learned before, and to end the belief in chance
 _UNTOLD = 2  # the first refusals are forgotten where these sends were too few to tell
+_EARLY, _VOLLEY = 12, 10  # so many more refusals came too early than in time for a limit: then so many sends are not paced
 _LATE = 1.1  # of the delay of the first refusal, the others are back
-_TRUST_S, _LONGEST_TRUST_S = 30.0, 600.0  # the belief in chance, once it was wrong, is not taken up again for so long
+_TRUST_S, _LONGEST_TRUST_S = 60.0, 600.0  # for so long, and longer each time, a limit is not doubted again
 
 
 @dataclass(slots=True)
 class _Mates:
     """The sends after the `first`, which was refused, up to the `last` before that was known, at `rate`.
 
-    By `due` nearly all that are `refused` have come back. `at_heels`: the episode is at the heels of another.
+    By `due` nearly all that are `refused` have come back. `at_heels`: the episode is at the heels of another. `volley`: they
+    are sent to find out, and what they found is looked at so long after the last one (`rate`, in seconds).
     """
 
     first: int
@@ -54,12 +58,18 @@ class _Mates:
     due: float
     rate: float
     at_heels: bool = False
+    volley: bool = False
     refused: int = 0
 
     @property
     def count(self) -> int:
         """How many they are."""
         return self.last - self.first
+
+    @property
+    def few(self) -> bool:
+        """Whether no more of them are refused than may be by chance."""
+        return self.refused <= _MOST_REFUSED * self.count
 
 
 class Rate:
@@ -86,6 +96,8 @@ class Rate:
         self._mates: _Mates | None = None  # of the call that began the last episode, until they are counted
         self._met = self._met_refused = 0  # mates counted since the last calm time, and the refused ones of them
         self._chance = False  # refusals come by chance: nothing is paced
+        self._early = 0.0  # refusals too early for a limit, less half of the others
+        self._volley = 0  # sends to come that are not paced
         self._trial, self._untold = False, 0  # paced until the mates tell; how often they were too few
         self._free = 0, 0.0, 0  # the number and time of the send since which nothing is paced, and the refusals since
         self._share = _GUESS, False  # the rate to begin with, and whether it is well known
@@ -113,6 +125,11 @@ class Rate:
         sends.append(now)
         while sends[0] < now - 1.0:
             sends.popleft()
+        if self._volley:
+            self._volley -= 1
+            if not self._volley and self._mates is not None:
+                self._mates.due = now + _LATE * self._mates.rate + _TIMER_S
+            return
         late, gap = now - self.slot, 1.0 / rate
         if late < max(_TIMER_S, 0.25 * gap):
             self._paced_at = now
@@ -149,7 +166,7 @@ class Rate:
         """
         mates = self._mates
         if mates is not None:
-            if self._trial and now < mates.due and mates.refused <= _MOST_REFUSED * mates.count:  # not told yet
+            if now < mates.due and ((self._trial and mates.few) or (mates.volley and number <= mates.last)):  # not told yet
                 self.slot = max(self.slot, held_until)
                 return
             self._count_mates(now)
@@ -170,6 +187,7 @@ class Rate:
             self._last, self._refused = (number, at), 0
             return
         heels = self._heels
+        self._early = max(0.0, self._early + (1.0 if self.value < _NEAR * self._known else -0.5))
         bound = self._bound(self.value, at)
         if not self._known or self._age > 0.5 * self._scale or self.value > _NEAR * self._known:
             self._after_calm(number, at, bound)
@@ -181,6 +199,10 @@ class Rate:
         self._age = 0.0
         dear = max(self._cost / self.value / _REFUSED, self._patience * held_s / _HELD)
         self._scale = min(max(_SOONEST_S, dear), _LATEST_S)
+        if self._early >= _EARLY and now >= self._doubted:
+            self._early = 0.0
+            self._volley = int(_VOLLEY + 2.0 * self.value)  # more than an allowance of a second
+            self._mates = _Mates(last, last + self._volley, math.inf, late, volley=True)
         self._last, self._refused = (number, at), 0
         self._resumed = self._paced_at = held_until
         self.slot = max(held_until, self._sends[-1] + 1.0 / self.value if self._sends else 0.0)
@@ -198,8 +220,9 @@ class Rate:
             if told and not few:
                 self._chance = False
                 self._pace(now)
-                self._trust_s = _TRUST_S if now - self._doubted > self._trust_s else min(2.0 * self._trust_s, _LONGEST_TRUST_S)
-                self._doubted = now + self._trust_s
+                if now - self._doubted > self._trust_s:
+                    self._trust_s = _TRUST_S / 2.0
+                self._disbelieve(now)
         elif self._trial:
             self._trial = False
             self._untold += 1
@@ -208,6 +231,14 @@ class Rate:
             elif told and few:
                 self._believe_in_chance(now)
             told = told or self.value is not None
+            if self.value is not None:
+                self._doubted = max(self._doubted, now + _TRUST_S)
+        elif mates.volley:
+            told = True
+            if mates.few:
+                self._believe_in_chance(now)
+            else:
+                self._disbelieve(now)
         elif not mates.at_heels:
             told = True
         else:
@@ -218,13 +249,22 @@ class Rate:
             self._met = self._met_refused = 0
             if self.value is None:
                 self._free = mates.last, now, 0
-        if self.value is not None and mates.count >= _MATES and mates.refused <= _MOST_REFUSED * mates.count:
+        if (
+            self.value is not None
+            and not mates.volley
+            and mates.count >= _MATES
+            and mates.refused <= _MOST_REFUSED * mates.count
+        ):
             borne = mates.rate * (1.0 - mates.refused / mates.count)
             self._known = max(self._known, borne)
             self.value = max(self.value, borne * _BACK)
 
     def _believe_in_chance(self, now: float) -> None:
         self.value, self._known, self._chance, self._doubted = None, 0.0, True, now
+
+    def _disbelieve(self, now: float) -> None:
+        self._trust_s = min(2.0 * self._trust_s, _LONGEST_TRUST_S)
+        self._doubted = now + self._trust_s
 
     def _pace(self, start: float) -> None:
         """Paces the sends from `start` on, at the rate of those that were accepted by now."""
