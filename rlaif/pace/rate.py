@@ -249,12 +249,7 @@ class Rate:
             self._met = self._met_refused = 0
             if self.value is None:
                 self._free = mates.last, now, 0
-        if (
-            self.value is not None
-            and not mates.volley
-            and mates.count >= _MATES
-            and mates.refused <= _MOST_REFUSED * mates.count
-        ):
+        if self.value is not None and not mates.volley and mates.count >= _MATES and mates.few:
             borne = mates.rate * (1.0 - mates.refused / mates.count)
             self._known = max(self._known, borne)
             self.value = max(self.value, borne * _BACK)
