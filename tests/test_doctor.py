@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.doctor import Report, examine, salvage, why_unreadable
+from rlaif.doctor import Report, examine, salvage
 from rlaif.doctor.pages import FREE, View
 from rlaif.doctor.rescue import roots
 from rlaif.doctor.sieve import label_of
@@ -655,31 +655,3 @@ def test_other_page_sizes_are_read_too(tmp_path: Path, size: int) -> None:
         path.write_bytes(damaged)
         salvage(tmp_path / "run", tmp_path / name)
         assert content(tmp_path / name / "run.sqlite")["calls"] == original["calls"]
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (zlib.error("Error -3"), "is damaged, a stored answer cannot be unpacked"),
-        (sqlite3.DatabaseError("database disk image is malformed"), "is damaged (database disk image is malformed)"),
-    ],
-)
-def test_a_run_that_meets_damage_says_what_to_do(error: Exception, words: str) -> None:
-    text = why_unreadable(Path("my run"), error)
-    assert words in text and "`rlaif doctor 'my run'` says what" in text and "\n" not in text
-
-
-def test_a_run_that_meets_another_process_does_not_speak_of_damage(tmp_path: Path) -> None:
-    path = small(tmp_path)
-    with closing(connect(path)) as db, closing(sqlite3.connect(path, timeout=0)) as other:
-        db.execute("BEGIN IMMEDIATE")
-        with pytest.raises(sqlite3.OperationalError) as locked:
-            other.execute("DELETE FROM calls")
-    assert "held by another process" in why_unreadable(tmp_path, locked.value)
-    with pytest.raises(sqlite3.OperationalError) as missing:
-        sqlite3.connect(tmp_path / "none" / "run.sqlite")
-    assert "cannot be opened" in why_unreadable(tmp_path, missing.value)
-    with pytest.raises(sqlite3.DatabaseError) as text, closing(connect(tmp_path / "text")) as db:
-        (tmp_path / "text").write_bytes(b"text " * 300)
-        db.execute("SELECT * FROM sqlite_master")
-    assert "is damaged (file is not a database)" in why_unreadable(tmp_path, text.value)

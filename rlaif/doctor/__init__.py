@@ -7,8 +7,8 @@ So a damaged file may be read as wildly as need be: whatever comes out was writt
 """
 
 from rlaif.doctor.checks import examine
-from rlaif.doctor.report import Report, why_unreadable
+from rlaif.doctor.report import Report
 from rlaif.doctor.rescue import salvage
 from rlaif.doctor.source import check_log
 
-__all__ = ["Report", "check_log", "examine", "salvage", "why_unreadable"]
+__all__ = ["Report", "check_log", "examine", "salvage"]

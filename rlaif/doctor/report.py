@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sqlite3
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-_PRIMARY = 0xFF  # the low byte of SQLite's extended error codes
-_NOT_DAMAGE = {
-    sqlite3.SQLITE_BUSY: "is held by another process",
-    sqlite3.SQLITE_LOCKED: "is held by another process",
-    sqlite3.SQLITE_FULL: "cannot be written, the disk is full",
-    sqlite3.SQLITE_READONLY: "cannot be written",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
-    sqlite3.SQLITE_PERM: "cannot be opened",
-}
 
 
 @dataclass(frozen=True)
@@ -55,17 +43,3 @@ def next_command(directory: Path) -> str:
     """The command that saves what can be read in `directory`."""
     new = directory.with_name(f"{directory.resolve().name}-saved")
     return f"rlaif doctor {shlex.quote(str(directory))} --salvage {shlex.quote(str(new))}"
-
-
-def why_unreadable(directory: Path, error: Exception) -> str:
-    """One sentence for a run that met `error` (a sqlite3.Error, a zlib.error) in its ledger: what it is and what to do."""
-    path = repr(str(directory / "run.sqlite"))
-    ask = f"`rlaif doctor {shlex.quote(str(directory))}` says what is damaged and what can be saved"
-    if isinstance(error, zlib.error):
-        return f"{path} is damaged, a stored answer cannot be unpacked ({error}): {ask}"
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & _PRIMARY
-    if code in _NOT_DAMAGE:
-        return f"{path} {_NOT_DAMAGE[code]} ({error}): see to that, then the same command goes on"
-    if code == sqlite3.SQLITE_IOERR:
-        return f"{path} cannot be read, the disk reports a fault ({error}): copy the directory to a sound disk, and {ask}"
-    return f"{path} is damaged ({error}): {ask}"
