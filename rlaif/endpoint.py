@@ -6,8 +6,8 @@ its response is committed, and gives it up while it waits to try again. Every ou
 
 Ten failures in a row (5xx, broken connections), and as many as calls are in flight, open the circuit; so does one refused
 connection where there were answers before. Then one call at a time goes out as a probe, every few seconds, until one is
-answered. Neither such attempts nor refused rates use up a call's tries, of which it has twelve, and fewer while nothing of
-others is accepted either; but a call whose probes are answered with 500, which may be its own fault, has only a few.
+answered. Neither such attempts nor refused rates use up a call's tries, of which it has twelve; but a call whose probes are
+answered with 500, which may be its own fault, has only a few.
 A 401 or 403 is believed when it comes a second time, for one call sent alone. An endpoint that answers nothing, accepts
 nothing, or asks to wait, for longer than `max_wait_s` stops the run.
 """
@@ -35,11 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_WAIT_S = 900.0
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 30.0
-_SOON_S, _LATEST_SOON_S = 0.05, 0.25  # where most attempts are answered
-_MOSTLY, _LATELY, _BARREN = 0.5, 32, 3
-_MOST_BARREN = 8
-_USUALLY, _LONG_AGO_S = 2.0, 2.0  # nothing was accepted for so many times the usual time, or that long
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.25, 8.0
+_SOON_S, _LATEST_SOON_S = 0.05, 0.25  # where others are answered
 _FIRST_PROBE_S = 0.5
 _RETRIED = {408, 409, 425, 429}
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_funds"}
@@ -54,14 +51,14 @@ _LONGEST_SHOWN_S, _FAR_S = 1e9, 6 * 86400.0
 class _Call:
     """One call's tries. `alone` is set while it is sent as a probe; `probes` are those that were answered with 500.
 
-    What was `begun` is finished first. `barren` are the last tries at whose time nothing of others was accepted either.
+    What was `begun` is finished first. `since`: when it was first sent.
     """
 
     kind: str
     tokens: int
     attempts: int = 0
     probes: int = 0
-    barren: int = 0
+    since: float = math.inf
     begun: bool = False
     alone: bool = False
     refused_key: bool = False
@@ -89,14 +86,12 @@ class Endpoint:
         self._stopped: StopRun | None = None
         self._wake: asyncio.Event | None = None
         self._accepted, self._accepted_at = 0, -math.inf
-        self._usual_s = 0.0  # from sending to the answer, lately
         self._retries = self._rate_limited = 0
         self._why_held = ""
         self._limited_since: float | None = None
         self._failed_in_a_row = 0
         self._failing: set[_Call] = set()
         self._storing = 0  # bodies that have come and are not read yet
-        self._failing_share = 0.0  # of the attempts, lately
         self._down_since: float | None = None
         self._probes = 0
         self._probing = False
@@ -132,12 +127,10 @@ class Endpoint:
             if not counted:
                 continue  # the pace waits for all
             call.attempts += 1
-            lately = flight.at - min(_USUALLY * self._usual_s, _LONG_AGO_S)
-            call.barren = 0 if self._accepted_at >= lately else call.barren + 1
+            call.since = min(call.since, flight.at)
             lost = failed.kind == "unreachable" and self._accepted == 0  # a wrong address, most likely
-            if call.attempts >= (_ATTEMPTS_TO_FIND if lost else self._attempts) or call.barren >= _MOST_BARREN:
+            if call.attempts >= (_ATTEMPTS_TO_FIND if lost else self._attempts):
                 break
-            self._failing_share += (1.0 - self._failing_share) / _LATELY
             await self._sleep(self._wait_s(call) * random.uniform(0.5, 1.0))
         said = f"{failed} ({call.attempts} attempts)"
         if failed.kind == "unreachable" or (failed.kind == "server_error" and self._accepted == 0):
@@ -145,10 +138,11 @@ class Endpoint:
         raise CallFailed(failed.kind, said)
 
     def _wait_s(self, call: _Call) -> float:
-        """How long a call waits to try again: not long where it only had bad luck, for then waiting spares nobody anything."""
-        if self._failing_share < _MOSTLY and call.barren <= _BARREN:
-            return min(_LATEST_SOON_S, _SOON_S * 2.0 ** (call.attempts - 1))
-        return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0 ** (call.barren or call.attempts))
+        """How long a call waits to try again: as long as nothing was answered, or hardly where it alone had bad luck."""
+        if not self._accepted:
+            return min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**call.attempts)
+        silent_s = time.monotonic() - max(self._accepted_at, call.since)
+        return min(_LONGEST_WAIT_S, max(silent_s, min(_LATEST_SOON_S, _SOON_S * 2.0 ** (call.attempts - 1))))
 
     def stop(self, reason: StopRun) -> StopRun:
         """Lets no further call out and ends every wait; returns the first reason given. Called in the loop's thread."""
@@ -302,7 +296,7 @@ class Endpoint:
             landed = True
             now = time.monotonic()
             self._pace.answered(flight, now, getattr(answer, "tokens", None))
-            self._accept(call, flight, now)
+            self._accept(call, now)
             return answer
         finally:
             if call.alone:
@@ -310,10 +304,8 @@ class Endpoint:
             if not landed:
                 self._pace.failed(flight, time.monotonic())
 
-    def _accept(self, call: _Call, flight: Flight, now: float) -> None:
+    def _accept(self, call: _Call, now: float) -> None:
         self._accepted, self._accepted_at = self._accepted + 1, now
-        self._usual_s += (now - flight.at - self._usual_s) / _LATELY
-        self._failing_share -= self._failing_share / _LATELY
         self._limited_since = None
         if call.alone:  # what was sent before the doubt does not end it
             self._doubted = None

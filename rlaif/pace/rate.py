@@ -49,14 +49,15 @@ _TRUST_S, _LONGEST_TRUST_S = 60.0, 600.0  # for so long, and longer each time, a
 class _Mates:
     """The sends after the `first`, which was refused, up to the `last` before that was known, at `rate`.
 
-    By `due` nearly all that are `refused` have come back. `at_heels`: the episode is at the heels of another. `volley`: they
-    are sent to find out, and what they found is looked at so long after the last one (`rate`, in seconds).
+    By `due` nearly all that are `refused` have come back, which takes `delay_s`. `at_heels`: the episode is at the heels of
+    another. `volley`: they are sent to find out.
     """
 
     first: int
     last: int
     due: float
-    rate: float
+    delay_s: float
+    rate: float = 0.0
     at_heels: bool = False
     volley: bool = False
     refused: int = 0
@@ -128,7 +129,7 @@ class Rate:
         if self._volley:
             self._volley -= 1
             if not self._volley and self._mates is not None:
-                self._mates.due = now + _LATE * self._mates.rate + _TIMER_S
+                self._mates.due = now + self._mates.delay_s
             return
         late, gap = now - self.slot, 1.0 / rate
         if late < max(_TIMER_S, 0.25 * gap):
@@ -174,7 +175,8 @@ class Rate:
         accepted = max(0, number - 1 - before - self._refused)
         held_s = max(held_until - now, 0.0)
         late = now - at
-        self._mates = mates = _Mates(number, last, now + _LATE * late + _TIMER_S, (last - number) / max(late, 1e-3))
+        delay_s = _LATE * late + _TIMER_S
+        self._mates = mates = _Mates(number, last, now + delay_s, delay_s, (last - number) / max(late, 1e-3))
         if self._chance or self.value is None:
             # What was accepted may have been a burst: it is a second's share, unless the endpoint names a shorter spacing.
             due = 1.0 / max(held_s, 0.001) if exact and held_s < 0.25 else 0.0
@@ -202,7 +204,7 @@ class Rate:
         if self._early >= _EARLY and now >= self._doubted:
             self._early = 0.0
             self._volley = int(_VOLLEY + 2.0 * self.value)  # more than an allowance of a second
-            self._mates = _Mates(last, last + self._volley, math.inf, late, volley=True)
+            self._mates = _Mates(last, last + self._volley, math.inf, delay_s, volley=True)
         self._last, self._refused = (number, at), 0
         self._resumed = self._paced_at = held_until
         self.slot = max(held_until, self._sends[-1] + 1.0 / self.value if self._sends else 0.0)
