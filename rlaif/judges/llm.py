@@ -86,7 +86,7 @@ class PairwiseJudge:
         except CallFailed as error:
             return Verdict(self.name, ids, None, error=f"{error.kind}: {error}")
 
-    async def _by_token(self, ask: _Question) -> tuple[float, float] | None:
+    async def _by_token(self, ask: _Question) -> tuple[float, ...] | None:
         """The probabilities of the two letters, None where they cannot be had."""
         try:
             choice = await self._letter(ask, choices=())
@@ -118,7 +118,7 @@ class PairwiseJudge:
             self._fall_back(f"{self._model.name} does not answer with the bare letter")
         return scores
 
-    def _read(self, choice: Choice, mass_needed: float) -> tuple[float, float] | None:
+    def _read(self, choice: Choice, mass_needed: float) -> tuple[float, ...] | None:
         try:
             scores, mass = self._token_grammar.read_token(choice.first_token or {})
         except Unreadable:
