@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from rlaif.pairs import flips
-from rlaif.types import PreferencePair, Record
+from rlaif.types import PreferencePair, Record, Verdict
 
 _MOST_FAILURES, _MOST_KINDS, _LONGEST_MESSAGE = 10, 1000, 500
 
@@ -20,6 +22,7 @@ class Audit:
         self.dropped: Counter[str] = Counter()
         self._failed: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
+        self._principles: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, record: Record) -> None:
         """Counts a record's verdicts. Flips are over pairs judged readably in both orders, by a judge each."""
@@ -45,6 +48,9 @@ class Audit:
                 self._fail("judge", verdict.error)
         count["named"] += named
         count["named_first"] += first
+        if any(v.principle is not None for v in record.verdicts):
+            for principle, outcome in outcomes(record.verdicts):
+                self._principles[principle][outcome] += 1
 
     def _fail(self, who: str, error: str) -> None:
         kind = who, error.partition(":")[0][:_LONGEST_MESSAGE]
@@ -79,7 +85,13 @@ class Audit:
             "no_verdict_rate": self._rate("unread", "verdicts"),
             "first_shown_rate": self._rate("named_first", "named"),
             "longer_chosen_rate": self._rate("longer_chosen", "lengths"),
+            **({"principles": self._by_principle()} if self._principles else {}),
         }
+
+    def _by_principle(self) -> dict[str, dict[str, int]]:
+        """Of each principle: the pairs of candidates that it decided, tied, and named differently in different orders."""
+        kinds = ("decided", "tied", "flipped")
+        return {name: {kind: found[kind] for kind in kinds} for name, found in sorted(self._principles.items())}
 
     @property
     def records(self) -> int:
@@ -88,6 +100,30 @@ class Audit:
 
     def _rate(self, part: str, whole: str) -> float | None:
         return round(self._counts[part] / self._counts[whole], 6) if self._counts[whole] else None
+
+
+def outcomes(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """(principle, what came of it) for each pair of candidates that were judged by one principle.
+
+    `flipped`: different verdicts of a judge named different winners; `tied`: none named one; else `decided`.
+    """
+    named: defaultdict[tuple[str, str, str, str], list[int]] = defaultdict(list)
+    alone: defaultdict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for v in verdicts:
+        if v.principle is None or v.scores is None:
+            continue
+        scores = dict(zip(v.shown, v.scores, strict=True))
+        if len(scores) == 1:
+            alone[v.judge, v.principle] |= scores
+        for one, other in combinations(sorted(scores), 2):
+            named[v.judge, v.principle, one, other].append((scores[one] > scores[other]) - (scores[one] < scores[other]))
+    for (judge, principle), scores in alone.items():
+        for one, other in combinations(sorted(scores), 2):
+            named[judge, principle, one, other].append((scores[one] > scores[other]) - (scores[one] < scores[other]))
+    return [
+        (principle, "flipped" if {1, -1} <= set(signs) else "decided" if any(signs) else "tied")
+        for (_, principle, _, _), signs in named.items()
+    ]
 
 
 def kl_bound(n: int) -> float:

@@ -72,8 +72,17 @@ _JUDGING = {
     ),
     "judge_model": _option(str, metavar="MODEL", help="The model that drives an LLM judge. [default: the first policy]"),
     "constitution": _option(
-        str, metavar="NAME", help="What the judge prefers: helpful, harmless, honest, hhh, hhh-zh or a file. [default: hhh]"
+        str,
+        metavar="NAME",
+        help="What the judge prefers: hhh, helpful, harmless, honest, non-sycophantic, reasoning (each also -zh) or a file."
+        " [default: hhh]",
     ),
+    "principles": _option(
+        str, metavar="MODE", help="Principles in a judge call: all, one sampled, or a verdict for each. [default: all]"
+    ),
+    "accept_judge": _option(bool, "--accept-judge", help="Go on with a judge that fails its planted checks."),
+    "checks": _option(bool, "--checks/--no-checks", help="Planted checks of LLM and reward-model judges. [default: --checks]"),
+    "check_gold": _option(str, metavar="FILE", help="Gold pairs, of which 20 are planted among the checks."),
     "judge_timeout_s": _option(
         float, "--judge-timeout", metavar="S", help="Seconds for one call of a judge that is a function. [default: 300]"
     ),
@@ -168,7 +177,10 @@ _CANDIDATES = (
 _ALL = _SAMPLING | _JUDGING | _RUNNING
 _add("generate", "Sample answers to prompts, judge them, and write DIR/dpo.jsonl.", _PROMPTS, _ALL)
 _add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl.", _PROMPTS, _ALL)
-_add("judge", "Judge answers that already exist, and write DIR/dpo.jsonl.", _CANDIDATES, _JUDGING | _RUNNING)
+_AGAINST = {
+    "against": _option(str, metavar="NAME", help="Another constitution: also write where the two differ, to DIR/against.jsonl.")
+}
+_add("judge", "Judge answers that already exist, and write DIR/dpo.jsonl.", _CANDIDATES, _JUDGING | _AGAINST | _RUNNING)
 
 
 @app.command("export")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,6 +61,11 @@ class RunConfig(BaseModel):
     judge: Names = ["pairwise"]
     judge_model: str | None = None
     constitution: str | None = None
+    principles: Literal["all", "sampled", "each"] | None = None
+    against: str | None = None
+    checks: bool = Field(default_factory=lambda: os.environ.get("RLAIF_CHECKS") != "0")
+    check_gold: str | None = None
+    accept_judge: bool = False
     n: int = Field(default=4, ge=1)
     temperature: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
     max_tokens: int = Field(default=512, ge=1)

@@ -35,6 +35,7 @@ from rlaif.types import Candidate, Message, Prompt
 log = logging.getLogger("rlaif")
 
 MAX_LINE_BYTES = 16 * 2**20
+_PAIR = ("response_a", "response_b")
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _KINDS_OF = {int: "a number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "an object"}
 _KEY_ENDS = re.compile(rb'"[ \t\r\n]*:')
@@ -75,7 +76,7 @@ def read_candidates(
     dedupe: bool = False,
     replace: bool = False,
 ) -> Iterator[tuple[Prompt, list[Candidate]]]:
-    """Prompts with answers that already exist, as `read_prompts`.
+    """Prompts with answers that already exist, as `read_prompts`: `candidates`, or `response_a` and `response_b`.
 
     To `dedupe`, the same prompt with other candidates is another comparison, and stays.
     """
@@ -92,7 +93,7 @@ def _read(
             if replace:
                 row = mender.mend(where, row)
             own, (messages, reference, fields) = row.get("id"), _columns(where, row, judged)
-            answers = _answers(where, row["candidates"]) if judged else []
+            answers = _answers(where, _given(row)) if judged else []
             asked = messages
             if system is not None and messages[0]["role"] != "system":
                 asked = ({"role": "system", "content": system}, *messages)
@@ -191,9 +192,9 @@ def _hash(messages: tuple[Message, ...]) -> str:
 
 def _columns(where: str, row: Mapping[str, Any], judged: bool) -> tuple[tuple[Message, ...], str | None, dict[str, Any]]:
     """(messages, reference, other columns) of a row."""
-    if judged and not isinstance(row.get("candidates"), list):
+    if judged and not isinstance(_given(row), list):
         raise InputError(f"{where}: `candidates` must be a list, got {_kind(row.get('candidates'))}")
-    hidden: tuple[str, ...] = ("id", "prompt", "candidates") if judged else ("id", "prompt")
+    hidden: tuple[str, ...] = ("id", "prompt", "candidates", *_PAIR) if judged else ("id", "prompt")
     reference = row.get("reference")
     if isinstance(reference, (str, int, float)):
         hidden += ("reference",)
@@ -227,6 +228,13 @@ def _messages(where: str, prompt: Any) -> tuple[Message, ...]:
     if not all(_encodable(m["content"] if len(m) == 2 else json.dumps(m, ensure_ascii=False)) for m in messages):
         raise InputError(f"{where}: the prompt holds half a surrogate pair, which is no text{_MENDABLE}")
     return messages
+
+
+def _given(row: Mapping[str, Any]) -> Any:
+    """The row's candidates: a list, or the two of a gold pair."""
+    if "candidates" not in row and all(name in row for name in _PAIR):
+        return [row[name] for name in _PAIR]
+    return row.get("candidates")
 
 
 def _answers(where: str, given: list[Any]) -> list[Answer]:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from rlaif import pairs
 from rlaif.aio import all_of
 from rlaif.errors import StopRun
+from rlaif.keys import seed_of
 from rlaif.ranking import schedule
 from rlaif.types import Candidate, Judge, Prompt, Propose, Record, Verdict
 
@@ -103,5 +104,6 @@ async def _verdicts(prompt: Prompt, candidates: Sequence[Candidate], judge: Judg
             raise reason
         return await judge(prompt, [candidates[k] for k in group], candidates)
 
-    first, *others = schedule.groups(len(candidates), judge.arity)
+    seed = seed_of(prompt.id) if judge.orders else 0
+    first, *others = schedule.groups(len(candidates), judge.arity, judge.orders, seed)
     return [await ask(first), *(await all_of(*(ask(group) for group in others)) if others else [])]

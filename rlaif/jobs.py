@@ -21,15 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import engine, forecast, records, results
-from rlaif.aio import iterate
+from rlaif import against, engine, forecast, records, results
+from rlaif.aio import all_of, iterate
 from rlaif.calls import Client, Tally, billed_as
 from rlaif.config import RunConfig
 from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
-from rlaif.judges import JudgePlan, resolve
-from rlaif.judges.code import CodeJudge, JudgeFunction
+from rlaif.judges import DEFAULT_CONSTITUTION, JudgePlan, resolve
+from rlaif.judges.checks import Checks, Planted, read_gold
+from rlaif.judges.code import JudgeFunction
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.live import Snapshot
@@ -62,12 +63,25 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a run works with: `window` prompts at once keep it busy."""
+    """What a run works with: `window` prompts at once keep it busy. `check_tally` counts what planted checks buy."""
 
     policies: list[Client]
     judges: list[Judge]
     clients: list[Client]
     window: int
+    checks: list[Checks]
+    check_tally: Tally
+
+    def degenerate(self) -> StopRun | None:
+        """Why the run should not go on with its judges."""
+        for check in self.checks:
+            if check.degenerate is not None:
+                return StopRun(
+                    "judge_degenerate",
+                    f"the judge {check.name!r} is of no use: {check.degenerate}. Choose another --judge-model or --judge,"
+                    " or go on all the same with --accept-judge",
+                )
+        return None
 
 
 class Run:
@@ -95,10 +109,14 @@ class Run:
         self._ledger: Ledger | None = None
         self._models: Models | None = None
         self._maybe_lost = 0
+        self._gold: list[Planted] = []
+        self._other: Run | None = None
 
     def interrupt(self) -> None:
         """Lets what is in flight end and be stored, then stops with StopRun("interrupted"). May be called in any thread."""
         self._interrupted = StopRun("interrupted", "the run was interrupted")
+        if self._other is not None:
+            self._other.interrupt()
         stop_calls = self._stop_calls
         if stop_calls is not None:
             with suppress(RuntimeError):  # its loop has just closed
@@ -157,7 +175,7 @@ class Run:
             prompt_tokens += guess_message_tokens(prompt.messages)
             answer_tokens += sum(guess_tokens(candidate.text) for candidate in given)
         prompts, answers = sizes.total(), sum(size * count for size, count in sizes.items())
-        calls = [sum(schedule.calls(size, plan.arity) * count for size, count in sizes.items()) for plan in plans]
+        calls = [sum(schedule.calls(size, plan.arity, plan.orders) * count for size, count in sizes.items()) for plan in plans]
 
         def known(name: str) -> tuple[str, Price | None]:
             model = models.open(name)
@@ -242,14 +260,12 @@ class Run:
     def _open(self) -> tuple[Models, list[JudgePlan]]:
         """The models and judges of the configuration, known to be usable. Raises InputError."""
         config = self.config
-        plans = [
-            judge
-            if isinstance(judge, JudgePlan)
-            else resolve(judge, model=self._judge_model(), constitution=config.constitution, timeout_s=config.judge_timeout_s)
-            for judge in self._judges
-        ]
+        plans: list[JudgePlan] = []
+        for judge in self._judges:
+            plans.extend([judge] if isinstance(judge, JudgePlan) else self._resolve(judge))
         if not plans:
             raise InputError("no judge: give --judge")
+        self._gold = read_gold(config.check_gold) if config.check_gold and config.checks else []
         models = Models(
             concurrency=config.concurrency,
             timeout_s=config.timeout_s,
@@ -266,6 +282,17 @@ class Run:
         if any(one in policies[:place] for place, one in enumerate(policies)):
             raise InputError("the same policy is named twice: raise -n for more samples of it")
         return models, plans
+
+    def _resolve(self, judge: str | JudgeFunction) -> list[JudgePlan]:
+        config = self.config
+        return resolve(
+            judge,
+            model=config.judge_model or next(iter(config.policy), None),
+            constitution=config.constitution,
+            principles=config.principles,
+            seed=config.seed,
+            timeout_s=config.judge_timeout_s,
+        )
 
     async def _quietly(self) -> AsyncGenerator[Record, None]:
         """Runs to the end without a record."""
@@ -288,8 +315,7 @@ class Run:
         def stop(reason: StopRun) -> None:
             models.stop(reason)
             for judge in parts.judges if parts else ():
-                if isinstance(judge, CodeJudge):
-                    judge.stop(reason)
+                judge.stop(reason)
 
         self._stop_calls = ledger.on_trouble = lambda reason: loop.call_soon_threadsafe(stop, reason)
         self._models = models
@@ -314,6 +340,8 @@ class Run:
             self._stop_calls = None
             stop(StopRun("closed", "the run has ended"))
             try:
+                for judge in parts.judges if parts else ():
+                    await judge.close()
                 await models.close()
             finally:
                 ledger.close()
@@ -349,7 +377,12 @@ class Run:
         _name_apart(judges)
         clients = [*policies, *drivers.values()]
         window = max((client.window for client in clients), default=self.config.concurrency)
-        return _Parts(policies, judges, clients, window)
+        checks, checked = [], Tally()
+        for plan, judge in zip(plans, judges, strict=True) if self.config.checks else ():
+            if plan.check is not None:
+                asked = Client(models.open(plan.model), ledger, checked, role="judge", budget=budget) if plan.model else None
+                checks.append(Checks(judge, plan.check(asked, ledger, checked), self._gold))
+        return _Parts(policies, judges, clients, window, checks, checked)
 
     async def _work(
         self, ledger: Ledger, parts: _Parts, *, stored: bool, on_stop: Callable[[StopRun], object]
@@ -372,6 +405,11 @@ class Run:
             self.progress.done += 1
             self.progress.under_way -= 1
             self.progress.failed += any(c.error for c in record.candidates) or any(v.error for v in record.verdicts)
+            for check in parts.checks:
+                await check.during(record, allow_truncated=config.allow_truncated)
+
+        def stopping() -> StopRun | None:
+            return self._interrupted or (None if config.accept_judge else parts.degenerate())
 
         on_file = ledger.finished_now(config.limit) if stored else None
         new = engine.run(
@@ -381,11 +419,13 @@ class Run:
             window=parts.window,
             allow_truncated=config.allow_truncated,
             save=save,
-            stopping=lambda: self._interrupted,
+            stopping=stopping,
             on_stop=on_stop,
         )
         stopped: StopRun | None = None
         try:
+            if self.progress.done < self.progress.prompts:
+                await all_of(*(check.before() for check in parts.checks))
             async with aclosing(new):
                 ahead = asyncio.ensure_future(anext(new, None))  # the work begins while what is on file is read
                 try:
@@ -403,13 +443,36 @@ class Run:
             stopped = error
             if error.kind == "config":
                 await ledger.forget_failures("bad_request")
+        difference: dict[str, Any] | None = None
+        if stopped is None and config.against is not None:
+            try:
+                difference = await self._against(config.against)
+            except StopRun as error:
+                stopped = error
         try:
             summary = self._finish(ledger, parts, stopped)
+            if difference is not None:
+                summary["against"] = difference
+                results.write_summary(self.directory, summary)
         except OSError as error:
             raise StopRun("disk", f"cannot write the results in {str(self.directory)!r}: {error.strerror or error}") from None
         self._stopped, self.summary = stopped, summary
         if stopped is not None:
             raise stopped
+
+    async def _against(self, constitution: str) -> dict[str, Any]:
+        """Judges the same candidates under the other constitution, in DIR/against, and writes where the two differ."""
+        config, budget = self.config, self._budget
+        assert budget is not None
+        log.warning("now by the constitution %r", constitution)
+        left = budget.left()
+        settings = {"out": str(self.directory / "against"), "constitution": constitution, "against": None, **left}
+        other = Run(config.model_copy(update=settings), source=self._given, judges=self._judges)
+        self._other = other
+        async for _ in other._execute(stored=False):
+            pass
+        names = (config.constitution or DEFAULT_CONSTITUTION, constitution)
+        return against.compare(config, self.directory, other.directory, names, self.directory / "against.jsonl")
 
     def _finish(self, ledger: Ledger, parts: _Parts, stopped: StopRun | None) -> dict[str, Any]:
         """Writes the export (of a run that was not stopped) and summary.json; returns the summary."""
@@ -422,6 +485,7 @@ class Run:
             "maybe_lost": self._maybe_lost,
             "odd": self._models.oddities() if self._models is not None else {},
             "judges": [judge.name for judge in parts.judges],
+            **({"checks": self._checked(parts)} if parts.checks else {}),
             "wall_s": round(time.monotonic() - self.progress.started, 3),
             "state": "done" if stopped is None else "stopped",
         }
@@ -431,8 +495,11 @@ class Run:
         results.write_summary(self.directory, summary)
         return summary
 
-    def _judge_model(self) -> str | None:
-        return self.config.judge_model or next(iter(self.config.policy), None)
+    def _checked(self, parts: _Parts) -> dict[str, Any]:
+        """What planted checks showed, for the summary."""
+        tally = parts.check_tally
+        calls = {"judge": tally.judge, "reused": tally.reused}
+        return {"accepted": self.config.accept_judge, "calls": calls, "judges": [check.report() for check in parts.checks]}
 
     def _facts(self, policies: list[dict[str, Any]]) -> dict[str, Any]:
         """What may not change between two runs in one directory."""

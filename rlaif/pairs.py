@@ -143,8 +143,8 @@ def _link(groups: list[set[str]], shown: Collection[str]) -> None:
 
 
 def judge_name(record: Record) -> str:
-    """The judges of a record, joined: a jury is `first+second`."""
-    return "+".join(dict.fromkeys(v.judge for v in record.verdicts))
+    """The judges of a record, joined: a jury is `first+second`. A judge that was asked by each principle is one."""
+    return "+".join(dict.fromkeys(v.judge.partition("#")[0] if v.principle else v.judge for v in record.verdicts))
 
 
 def flip(verdicts: Sequence[Verdict], first: str, second: str) -> bool | None:

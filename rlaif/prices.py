@@ -419,6 +419,15 @@ class Budget:
         """What the directory's calls have used and cost."""
         return spent(self.rows(), self._price_of)
 
+    def left(self) -> dict[str, float | int | None]:
+        """What may still be bought, as settings: `budget_usd` and `budget_tokens`. Raises StopRun("budget") if nothing may."""
+        self()
+        now = self.spent()
+        return {
+            "budget_usd": None if self._usd is None else self._usd - (now.budget_usd() or 0.0),
+            "budget_tokens": None if self._tokens is None else self._tokens - now.budget_tokens(),
+        }
+
     def unpriced(self, models: Iterable[str]) -> list[str]:
         """Those of `models` that have no price."""
         return [model for model in dict.fromkeys(models) if self._price_of(model) is None]

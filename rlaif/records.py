@@ -37,6 +37,8 @@ def load(prompt: Prompt, body: bytes) -> Record:
             v["scale"],
             v.get("error"),
             v.get("reason"),
+            v.get("principle"),
+            v.get("weight", 1.0),
         )
         for v in data["verdicts"]
     ]
@@ -89,6 +91,10 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         body["error"] = verdict.error
     if verdict.reason is not None:
         body["reason"] = verdict.reason
+    if verdict.principle is not None:
+        body["principle"] = verdict.principle
+    if verdict.weight != 1.0:
+        body["weight"] = verdict.weight
     return body
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from rlaif.ledger import Ledger
 from rlaif.pairs import Best
 from rlaif.ranking import bradley_terry
 from rlaif.ranking.games import Ranked
-from rlaif.types import PreferencePair, Prompt, Record
+from rlaif.types import PreferencePair, Prompt, Ranking, Record
 
 FORMATS = ("dpo", "sft")
 
@@ -101,22 +102,33 @@ def stored_config(ledger: Ledger) -> RunConfig:
     return RunConfig.model_validate(yaml.safe_load(text))
 
 
-def _selected(stored: Stored, config: RunConfig, form: str, audit: Audit) -> Iterator[PreferencePair | Best]:
-    """Selections in input order, each record counted in `audit`. Reads the records twice and holds none of them."""
-    allow_truncated = config.allow_truncated
+def ranked(directory: Path, config: RunConfig) -> Iterator[tuple[Record, Ranking]]:
+    """The finished records of a run directory in input order, each with its ranking. Raises InputError."""
+    with closing(Ledger.read(directory)) as ledger, ledger.snapshot():
+        yield from _rankings(partial(ledger.records, config.limit), config.allow_truncated)
+
+
+def _rankings(stored: Stored, allow_truncated: bool) -> Iterator[tuple[Record, Ranking]]:
+    """Records in input order, each with its ranking. Reads the records twice and holds none of them."""
     with bradley_terry.fit(_ranked(stored(), allow_truncated)) as fitted:
         for row, strengths in zip(stored(), fitted.strengths, strict=True):
             record = _record(*row)
-            ranking = bradley_terry.ranking(_eligible(record, allow_truncated), record.verdicts, strengths)
-            audit.add(record)
-            pair = pairs.best_worst(record, ranking, allow_truncated=allow_truncated)
-            if isinstance(pair, PreferencePair):
-                audit.add_pair(pair)
-            one = pair if form == "dpo" else pairs.best_of_n(record, ranking, allow_truncated=allow_truncated)
-            if isinstance(one, str):
-                audit.drop(one)
-            else:
-                yield one
+            yield record, bradley_terry.ranking(_eligible(record, allow_truncated), record.verdicts, strengths)
+
+
+def _selected(stored: Stored, config: RunConfig, form: str, audit: Audit) -> Iterator[PreferencePair | Best]:
+    """Selections in input order, each record counted in `audit`."""
+    allow_truncated = config.allow_truncated
+    for record, ranking in _rankings(stored, allow_truncated):
+        audit.add(record)
+        pair = pairs.best_worst(record, ranking, allow_truncated=allow_truncated)
+        if isinstance(pair, PreferencePair):
+            audit.add_pair(pair)
+        one = pair if form == "dpo" else pairs.best_of_n(record, ranking, allow_truncated=allow_truncated)
+        if isinstance(one, str):
+            audit.drop(one)
+        else:
+            yield one
 
 
 def _rows(selected: Iterable[PreferencePair | Best]) -> Iterator[dict[str, Any]]:

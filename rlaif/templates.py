@@ -7,9 +7,11 @@ contains `{prompt}` stays as it is. A template opens with YAML front matter betw
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -126,10 +128,11 @@ def load_template(name: str, *, needs: tuple[str, ...]) -> Template:
 
 @dataclass(frozen=True, slots=True)
 class Principle:
-    """One sentence of a constitution."""
+    """One sentence of a constitution; `weight` is how much it counts beside the others."""
 
     id: str
     text: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +144,28 @@ class Constitution:
 
     @property
     def text(self) -> str:
-        """The principles as the judge reads them, one a line."""
-        return "\n".join(f"- {p.text}" for p in self.principles)
+        """The principles as the judge reads them, one a line; unequal weights are told."""
+        if len({p.weight for p in self.principles}) == 1:
+            return "\n".join(f"- {p.text}" for p in self.principles)
+        return "\n".join(f"- (weight {p.weight:g}) {p.text}" for p in self.principles)
 
     @property
     def digest(self) -> str:
-        """Changes with any id or text."""
-        return digest([self.id, [[p.id, p.text] for p in self.principles]])
+        """Changes with any id, text or weight."""
+        weighted = [[p.id, p.text] if p.weight == 1.0 else [p.id, p.text, p.weight] for p in self.principles]
+        return digest([self.id, weighted])
+
+    def share(self, principle: Principle) -> float:
+        """The principle's part of all weights, 0..1."""
+        return principle.weight / sum(p.weight for p in self.principles)
+
+    def alone(self, principle: Principle) -> Constitution:
+        """The constitution that consists of one of its principles."""
+        return Constitution(self.id, (replace(principle, weight=1.0),))
+
+    def pick(self, seed: int) -> Principle:
+        """One principle, drawn by the weights."""
+        return random.Random(seed).choices(self.principles, [p.weight for p in self.principles])[0]
 
 
 def load_constitution(name: str) -> Constitution:
@@ -165,7 +183,12 @@ def load_constitution(name: str) -> Constitution:
         entry = {"text": item} if isinstance(item, str) else item
         if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
             raise InputError(f"{path}: principle {place} needs a `text`, got {item!r}")
-        principles.append(Principle(id=str(entry.get("id", place)), text=entry["text"].strip()))
+        weight = entry.get("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.0 < weight < math.inf:
+            raise InputError(f"{path}: principle {place} has the weight {weight!r}; it must be a positive number")
+        if unknown := sorted(set(entry) - {"id", "text", "weight"}):
+            raise InputError(f"{path}: principle {place} has the unknown key {unknown[0]!r}; there are id, text and weight")
+        principles.append(Principle(id=str(entry.get("id", place)), text=entry["text"].strip(), weight=float(weight)))
     if len({p.id for p in principles}) < len(principles):
         raise InputError(f"{path}: two principles have the same id")
     return Constitution(id=title, principles=tuple(principles))

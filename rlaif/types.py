@@ -65,6 +65,8 @@ class Verdict:
     `shown` holds candidate ids in the order shown, `scores` one number for each of them, or None with `error` set.
     `scale` says what the scores are: "probability" (each one's probability of being the best shown; they sum to 1),
     "vote" (a named winner, or a tie: only the order counts) or "rating" (any real numbers, higher is better).
+    `principle` is the id of the one principle it was given under, None for a whole constitution or none; `weight` is how
+    much it counts beside other verdicts on the same candidates.
     """
 
     judge: str
@@ -73,6 +75,8 @@ class Verdict:
     scale: Literal["probability", "vote", "rating"] = "rating"
     error: str | None = None
     reason: str | None = None
+    principle: str | None = None
+    weight: float = 1.0
 
     @property
     def winner(self) -> str | None:
@@ -202,7 +206,8 @@ class Model(Protocol):
     """Something that answers chat requests.
 
     `identity` is what the ledger's keys know it by, `max_n` the most choices in a response, `window` how many prompts at
-    once keep it busy; `constrains` says that it honours `Request.choices`, `free` that its calls cost no money.
+    once keep it busy; `constrains` says that it honours `Request.choices`, `free` that its calls cost no money. `specials` are
+    texts that it reads as more than text, as far as they are known beyond those that chat models commonly use.
     """
 
     name: str
@@ -211,6 +216,7 @@ class Model(Protocol):
     window: int
     constrains: bool
     free: bool
+    specials: Sequence[str]
 
     async def send(self, request: Request, purchase: Purchase) -> Reply:
         """Buys one response, keeps it and parses it. Raises CallFailed, Unsupported or StopRun."""
@@ -230,6 +236,7 @@ class Answers(Protocol):
 
     name: str
     constrains: bool
+    specials: Sequence[str]
     identity: Mapping[str, Any]
 
     async def answer(self, request: Request) -> Choice:
@@ -239,15 +246,23 @@ class Answers(Protocol):
 class Judge(Protocol):
     """Scores the candidates it is shown. `arity` is how many at a time, None for all at once.
 
-    `digest` changes whenever its verdicts could.
+    `orders` is in how many seeded orders it is shown them, 0 for every one (`schedule.groups`). `digest` changes whenever its
+    verdicts could.
     """
 
     name: str
     arity: int | None
+    orders: int
     digest: str
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """One verdict on `shown`, in that order; `among` are all candidates of the prompt. Raises StopRun only."""
+
+    def stop(self, reason: StopRun) -> None:
+        """Lets no further call begin: those that wait for their turn raise `reason`."""
+
+    async def close(self) -> None:
+        """Frees what the judge holds."""
 
 
 class Propose(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from helpers import Room
+
+os.environ["RLAIF_CHECKS"] = "0"  # calls are counted everywhere; tests/test_checks.py turns planted checks on
 
 
 @pytest.fixture(scope="session")

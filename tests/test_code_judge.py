@@ -35,7 +35,7 @@ GOOD, BAD = Candidate("p/0", "quality 0.9"), Candidate("p/1", "quality 0.2, and 
 @contextmanager
 def judging(directory: Path, judge) -> Iterator[tuple]:
     """(the judge, the tally) on the ledger in `directory`, as a run builds them."""
-    plan, tally = resolve(judge, model=None, constitution=None), Tally()
+    (plan,), tally = resolve(judge, model=None, constitution=None), Tally()
     ledger = Ledger.open(directory)
     try:
         yield plan.build(None, ledger, tally), tally

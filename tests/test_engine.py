@@ -33,7 +33,7 @@ class Work:
     def __init__(
         self, slow: Callable[[str, int], Awaitable[object]] | None = None, *, answers: int = 2, arity: int | None = 2
     ) -> None:
-        self.slow, self.answers, self.arity = slow, answers, arity
+        self.slow, self.answers, self.arity, self.orders = slow, answers, arity, 0
         self.began: list[tuple[str, int]] = []
         self.ended: list[tuple[str, int]] = []
         self.shown: list[tuple[str, ...]] = []

@@ -18,7 +18,7 @@ LEVELS = [
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
-    ["results", "jobs"],
+    ["results", "against", "jobs"],
     ["display", "voice", "progress", "cli", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -18,11 +18,11 @@ from rlaif import engine, pairs
 from rlaif.calls import Client, Tally
 from rlaif.errors import CallFailed, InputError, Unsupported
 from rlaif.judges import resolve
-from rlaif.judges.llm import PairwiseJudge, mark_for
+from rlaif.judges.llm import Forms, LlmJudge, mark_for
 from rlaif.ledger import Ledger
 from rlaif.models import Models
 from rlaif.ranking.bradley_terry import rank
-from rlaif.templates import data_dir, load_constitution, load_template
+from rlaif.templates import data_dir, load_constitution
 from rlaif.types import Candidate, Choice, Prompt, Record, Request, Verdict
 
 PROMPT = Prompt("p", ({"role": "user", "content": "What is a good answer?"},))
@@ -47,7 +47,7 @@ async def every(prompt, candidates):
 @contextmanager
 def judging(directory: Path, judge, model: str | None = "fake/oracle") -> Iterator[tuple]:
     """(the judge, the tally) on the ledger in `directory`, as a run builds them."""
-    plan, tally = resolve(judge, model=model, constitution=None), Tally()
+    (plan,), tally = resolve(judge, model=model, constitution=None), Tally()
     ledger = Ledger.open(directory)
     try:
         opened = Models(concurrency=4, timeout_s=10.0).open(plan.model) if plan.model else None
@@ -83,7 +83,7 @@ def chosen(record: Record) -> str:
 class Answering:
     """A model that gives what it is told to, and keeps what it was asked."""
 
-    name, identity = "given", {"given": 1}
+    name, identity, specials = "given", {"given": 1}, ()
 
     def __init__(self, say, *, constrains: bool = False) -> None:
         self.say, self.constrains, self.asked = say, constrains, []
@@ -96,10 +96,9 @@ class Answering:
         return said
 
 
-def pairwise(model, **settings) -> PairwiseJudge:
-    names = ("constitution", "prompt", "a", "b", "mark")
-    token, text = (load_template(name, needs=names) for name in ("pairwise-token", "pairwise-text"))
-    return PairwiseJudge(model, load_constitution("hhh"), token=token, text=text, **settings)
+def pairwise(model, *, logprobs: bool = True, **settings) -> LlmJudge:
+    forms = Forms.load("pairwise", "pairwise-token" if logprobs else None, "pairwise-text")
+    return LlmJudge(model, load_constitution("hhh"), forms, name="pairwise", **settings)
 
 
 def by_kind(token: Choice | Exception, text: Choice | Exception | None = None):
@@ -129,7 +128,7 @@ CASES += [("own:two", None, "p/1"), ("own:one", None, "p/0"), ("own:every", None
 @pytest.mark.parametrize(("judge", "model", "winner"), CASES)
 def test_swapping_what_is_shown_or_listed_does_not_move_the_winner(tmp_path, own, judge, model, winner):
     judge = judge.replace("own:", f"{own}:")
-    plan = resolve(judge, model=model, constitution=None)
+    (plan,) = resolve(judge, model=model, constitution=None)
     if plan.arity == 1:
         alone = {c.id: ask(tmp_path / "v", judge, c, model=model).scores[0] for c in (GOOD, BAD)}
         named = {max(alone, key=alone.get)}
@@ -246,7 +245,8 @@ def test_a_verdict_does_not_depend_on_what_was_judged_before():
         (Choice("Both are fine."), "no verdict"),
         (Choice(""), "no verdict"),
         (Choice("[[D]]"), "not offered"),
-        (Choice("[[", finish="length"), "cut at its token limit"),
+        (Choice("[[", finish="length"), "truncated"),
+        (Choice("The first. [[A]]", finish="length"), "truncated"),
         (Choice("", error="refused by the endpoint"), "refused"),
         (Choice("[[A]]", error="stopped by the endpoint's content filter"), "content filter"),
         (CallFailed("too_long", "the prompt is too long"), "too_long"),
@@ -312,7 +312,9 @@ def test_no_text_changes_the_structure_of_the_question(tricky, logprobs):
     for prompt, a, b in ((tricky, "one", "two"), ("q", tricky, "two"), ("q", "one", tricky), (tricky, tricky, tricky + "!")):
         said = Prompt("p", ({"role": "user", "content": prompt},))
         say(judge, Candidate("p/0", a), Candidate("p/1", b), prompt=said)
-        assert sections(model.asked.pop()) == [head, prompt, a, b, tail]
+        found = sections(model.asked.pop())
+        assert [part.replace("[ [", "[[") for part in found] == [head, prompt, a, b, tail]
+        assert logprobs or not any("[[A]]" in part or "[[B]]" in part for part in found[1:4])
 
 
 def test_the_delimiter_occurs_in_no_text_even_if_one_has_guessed_it():
@@ -381,20 +383,27 @@ def test_answers_that_quote_the_delimiter_lines_are_not_taken_for_one_another(tm
 def test_a_judge_s_digest_follows_all_that_its_verdicts_depend_on(tmp_path):
     model, other = Answering(Choice("A")), Answering(Choice("A"))
     other.identity = {"given": 2}
-    names = ("constitution", "prompt", "a", "b", "mark")
     changed = tmp_path / "changed.txt"
     changed.write_text((data_dir() / "prompts/templates/pairwise-text.txt").read_text().replace("better", "nicer"))
-    token, text = (load_template(name, needs=names) for name in ("pairwise-token", "pairwise-text"))
-    settings = {"constitution": load_constitution("hhh"), "token": token, "text": text}
-    base = PairwiseJudge(model, **settings).digest
-    assert PairwiseJudge(Answering(Choice("B")), **settings).digest == base
-    assert base not in {
-        PairwiseJudge(other, **settings).digest,
-        PairwiseJudge(model, **settings | {"constitution": load_constitution("helpful")}).digest,
-        PairwiseJudge(model, **settings | {"text": load_template(str(changed), needs=names)}).digest,
-        PairwiseJudge(model, **settings, logprobs=False).digest,
-        PairwiseJudge(model, **settings, max_tokens=7).digest,
-    }
+
+    def digest(by=model, constitution="hhh", token="pairwise-token", text="pairwise-text", **settings) -> str:
+        forms = Forms.load("pairwise", token, text)
+        return LlmJudge(by, load_constitution(constitution), forms, name="pairwise", **settings).digest
+
+    assert digest(Answering(Choice("B"))) == digest()
+    others = [
+        digest(other),
+        digest(constitution="helpful"),
+        digest(text=str(changed)),
+        digest(token=None),
+        digest(max_tokens=7),
+        digest(sampled=True),
+        digest(sampled=True, seed=1),
+        digest(reference=True, text="pairwise-reason"),
+        digest(principle=load_constitution("hhh").principles[0]),
+        digest(principle=load_constitution("hhh").principles[1]),
+    ]
+    assert len({digest(), *others}) == len(others) + 1
 
 
 # Names
@@ -437,7 +446,7 @@ def test_a_wrong_spec_is_refused_with_the_place(tmp_path, content, said):
 def test_a_spec_s_model_and_constitution_give_way_to_those_given(tmp_path):
     (tmp_path / "mine.yaml").write_text("kind: pairwise\nmodel: fake/tie\nconstitution: honest\n")
     spec = str(tmp_path / "mine.yaml")
-    assert resolve(spec, model=None, constitution=None).model == "fake/tie"
-    assert resolve(spec, model="fake/oracle", constitution=None).model == "fake/oracle"
+    assert resolve(spec, model=None, constitution=None)[0].model == "fake/tie"
+    assert resolve(spec, model="fake/oracle", constitution=None)[0].model == "fake/oracle"
     with pytest.raises(InputError, match="--judge-model"):
         resolve("pairwise", model=None, constitution=None)

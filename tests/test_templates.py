@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import InputError
+from rlaif.judges.llm import Forms
 from rlaif.judges.parse import Grammar
 from rlaif.templates import Template, data_dir, find, load_constitution, load_template, read_yaml
 
@@ -31,10 +32,21 @@ def test_undeclared_braces_stay():
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_shipped_templates_load_and_declare_a_grammar(name):
-    template = load_template(name, needs=("constitution", "prompt", "a", "b", "mark"))
+    kind, _, asks = name.partition("-")
+    token, text = (name, f"{kind}-text") if asks == "token" else (None, name)
+    assert Forms.load(kind, token, text, reference=True).kind == kind
+    template = load_template(name, needs=())
     grammar = Grammar.of(template.front, name)
-    assert set(grammar.means.values()) >= {(1.0, 0.0), (0.0, 1.0)}
+    assert bool(grammar.patterns) == (asks != "token")
+    if kind == "pairwise":
+        assert set(grammar.means.values()) >= {(1.0, 0.0), (0.0, 1.0)}
     assert not template.text.startswith("---")
+
+
+@pytest.mark.parametrize(("kind", "template"), [("pairwise", "pointwise-text"), ("listwise", "pairwise-text")])
+def test_a_template_of_another_kind_is_refused(kind, template):
+    with pytest.raises(InputError, match=f"{template}|lacks"):
+        Forms.load(kind, None, template)
 
 
 @pytest.mark.parametrize("name", CONSTITUTIONS)
@@ -44,8 +56,10 @@ def test_shipped_constitutions_load(name):
     assert len(constitution.text.splitlines()) == len(constitution.principles) >= 3
 
 
-def test_the_chinese_constitution_has_the_principles_of_the_english_one():
-    english, chinese = load_constitution("hhh"), load_constitution("hhh-zh")
+@pytest.mark.parametrize("name", [name for name in CONSTITUTIONS if not name.endswith("-zh")])
+def test_every_constitution_has_a_chinese_version_with_the_same_principles(name):
+    english, chinese = load_constitution(name), load_constitution(f"{name}-zh")
+    assert [p.weight for p in english.principles] == [p.weight for p in chinese.principles]
     assert [p.id for p in english.principles] == [p.id for p in chinese.principles]
     assert english.digest != chinese.digest
 

@@ -64,7 +64,7 @@ class CodeJudge:
         timeout_s: float = TIMEOUT_S,
     ) -> None:
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
-        self.arity = arity_of(function)
+        self.arity, self.orders = arity_of(function), 0
         self.digest = digest(["code", self.name, source or source_digest(function), self.arity])
         self._function, self._ledger, self._tally = function, ledger, tally
         self._timeout_s = timeout_of(function, timeout_s)
@@ -81,6 +81,9 @@ class CodeJudge:
         self._stopped = reason
         if self._runner is not None:
             self._runner.stop(reason)
+
+    async def close(self) -> None:
+        """Nothing to free."""
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """The function's verdict on `shown`; one that raises, hangs or returns no usable scores has an error instead."""

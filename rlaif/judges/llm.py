@@ -1,23 +1,29 @@
-"""The pairwise LLM judge: a model compares two answers under a constitution.
+"""LLM judges: a model compares, rates or ranks answers under a constitution.
 
-Where the endpoint gives log-probabilities, the judge asks for the bare letter and reads the probabilities; where they
-are missing, or the letters hold less than half of the mass, it asks for `[[A]]`, `[[B]]` or `[[C]]` as text (or for a
-constrained letter, where the model can). The first reply without them turns the other calls of the same prompt to text,
-and of no other prompt: what a prompt is asked depends on its own answers alone. The prompt is built so that shared
-prefixes stay shared: constitution and instructions, then the user's prompt, then the answers.
+`pairwise` is shown two answers, `pointwise` one, `listwise` k in seeded orders. What a reply may say is declared by its
+template. Where the endpoint gives log-probabilities, the first two ask for the bare letter or digit and read the
+probabilities; where they are missing, or the options hold less than half of the mass, they ask for the verdict as text (or
+for a constrained option, where the model can). The first reply without log-probabilities turns the other calls of the same
+prompt to text, and of no other prompt: what a prompt is asked depends on its own answers alone. The question is built so
+that shared prefixes stay shared: constitution and instructions, then the user's prompt, then the answers.
+
+Texts to be judged stand between delimiters made from a hash of all of them, special tokens in them are broken up, and so is
+whatever the template's grammar would read as a verdict: a judge that quotes an answer quotes no verdict.
 """
 
 from __future__ import annotations
 
 import logging
+import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
-from rlaif.errors import CallFailed, Unsupported
+from rlaif.errors import CallFailed, InputError, StopRun, Unsupported
+from rlaif.judges.disarm import Disarm
 from rlaif.judges.parse import Grammar, Unreadable
-from rlaif.keys import digest
-from rlaif.templates import Constitution, Template
+from rlaif.keys import digest, seed_of
+from rlaif.templates import Constitution, Principle, Template, load_template
 from rlaif.types import Answers, Candidate, Choice, Prompt, Request, Verdict
 
 log = logging.getLogger("rlaif")
@@ -25,71 +31,153 @@ log = logging.getLogger("rlaif")
 _TOP_LOGPROBS = 20
 _MASS_NEEDED = 0.5
 _REMEMBERED = 10_000
+LETTERS = string.ascii_uppercase
+
+Kind = Literal["pairwise", "pointwise", "listwise"]
+Scale = Literal["probability", "vote", "rating"]
+KINDS: dict[str, tuple[str, tuple[str, ...], Scale]] = {
+    "pairwise": ("pairwise", ("a", "b"), "vote"),
+    "pointwise": ("rating", ("a",), "rating"),
+    "listwise": ("ranking", ("answers",), "vote"),
+}
+"""Of each kind: what its verdicts are, the placeholders that only its templates have, the scale of a verdict as text."""
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-class PairwiseJudge:
-    """Compares two candidates. `name` is KIND:MODEL."""
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """The two ways in which a kind of judge asks: for a bare option, if it can, and for a text."""
 
-    arity: int | None = 2
+    kind: Kind
+    token: Template | None
+    text: Template
+
+    @classmethod
+    def load(cls, kind: Kind, token: str | None, text: str, *, reference: bool = False) -> Forms:
+        """The named templates. Raises InputError if one of them does not fit the kind."""
+        needs = ("constitution", "prompt", "mark", *KINDS[kind][1], *(("reference",) if reference else ()))
+        forms = cls(kind, load_template(token, needs=needs) if token else None, load_template(text, needs=needs))
+        for template in (forms.token, forms.text):
+            if template is not None and (found := Grammar.of(template.front, template.name).kind) != KINDS[kind][0]:
+                raise InputError(
+                    f"template {template.name!r} asks for a {found} verdict; a {kind} judge needs {KINDS[kind][0]}"
+                )
+        return forms
+
+
+class LlmJudge:
+    """Asks a model. `name` is KIND:MODEL, and #PRINCIPLE if it judges by one principle alone.
+
+    `principles` "sampled" draws one principle for all verdicts on the same candidates; the draw depends on `seed`.
+    """
 
     def __init__(
         self,
         model: Answers,
         constitution: Constitution,
+        forms: Forms,
         *,
-        token: Template,
-        text: Template,
-        name: str = "pairwise",
-        logprobs: bool = True,
+        name: str,
+        principle: Principle | None = None,
+        sampled: bool = False,
+        seed: int = 0,
+        shown: int = 4,
+        orders: int = 2,
+        reference: bool = False,
         max_tokens: int = 2048,
     ) -> None:
-        self.name = f"{name}:{model.name}"
-        self.digest = digest(
-            [
-                "pairwise",
-                dict(model.identity),
-                constitution.digest,
-                token.digest,
-                text.digest,
-                logprobs,
-                max_tokens,
-            ]
-        )
-        self._model, self._constitution, self._max_tokens = model, constitution, max_tokens
-        self._token, self._text = token, text
-        self._token_grammar, self._text_grammar = Grammar.of(token.front, token.name), Grammar.of(text.front, text.name)
-        self._logprobs, self._told = logprobs, False
+        self.name = f"{name}:{model.name}" + (f"#{principle.id}" if principle else "")
+        self.arity: int | None = {"pairwise": 2, "pointwise": 1}.get(forms.kind, shown)
+        self.orders = orders if forms.kind == "listwise" else 0
+        self._seed = seed if sampled else None
+        listed = [shown, orders] if forms.kind == "listwise" else None
+        templates = [t.digest if t else None for t in (forms.token, forms.text)]
+        settings = [principle and principle.id, self._seed, listed, reference, max_tokens]
+        self.digest = digest([forms.kind, dict(model.identity), constitution.digest, templates, settings])
+        self._model, self._constitution, self._principle = model, constitution, principle
+        self._forms, self._reference, self._max_tokens = forms, reference, max_tokens
+        self._token_grammar = Grammar.of(forms.token.front, forms.token.name) if forms.token else None
+        self._text_grammar = Grammar.of(forms.text.front, forms.text.name)
+        self._scale = KINDS[forms.kind][2]
+        self._disarm = Disarm(model.specials)
+        self._logprobs, self._told = forms.token is not None, False
+        self.given = self.missing_in_a_row = 0  # replies with log-probabilities, and the last ones without
         self._without: dict[str, None] = {}
         self._marks: dict[tuple[int | str, ...], str] = {}
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
-        """One verdict on two candidates in the order shown; a reply that cannot be read is a verdict without scores."""
-        ids = tuple(c.id for c in shown)
-        ask = _Question(
-            prompt.ordinal,
-            self._mark(prompt, among),
-            {
-                "constitution": self._constitution.text,
-                "prompt": prompt.text,
-                "a": shown[0].text,
-                "b": shown[1].text,
-            },
-        )
+        """One verdict on the candidates in the order shown; a reply that cannot be read is a verdict without scores."""
+        ids = tuple([c.id for c in shown])
+        ask = self._question(prompt, shown, among)
+        known = Verdict(self.name, ids, None, principle=ask.principle.id if ask.principle else None, weight=self._weight)
         try:
             scores = await self._by_token(ask) if self._logprobs and ask.mark not in self._without else None
             if scores is not None:
-                return Verdict(self.name, ids, scores, scale="probability")
-            return await self._by_text(ids, ask)
+                return replace(known, scores=scores, scale="probability" if self._scale == "vote" else self._scale)
+            request = ask.request(self._forms.text, self._text_grammar, temperature=0.0, max_tokens=self._max_tokens)
+            choice = await self._model.answer(request)
         except CallFailed as error:
-            return Verdict(self.name, ids, None, error=f"{error.kind}: {error}")
+            return replace(known, error=f"{error.kind}: {error}")
+        try:
+            if choice.error:
+                raise Unreadable("refusal", choice.error)
+            scores = self._text_grammar.read(choice.text, shown=len(ids), finish=choice.finish)
+        except Unreadable as unread:
+            return replace(known, error=f"{unread.kind}: {unread}", reason=choice.text or None)
+        return replace(known, scores=scores, scale=self._scale, reason=choice.text)
+
+    def stop(self, reason: StopRun) -> None:
+        """Nothing waits here: the model is told."""
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    @property
+    def _weight(self) -> float:
+        return self._constitution.share(self._principle) if self._principle else 1.0
+
+    # The question
+
+    def _question(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> _Question:
+        mark, principle = self._mark(prompt, among), self._principle_for(prompt, shown)
+        constitution = self._constitution.alone(principle) if principle else self._constitution
+        texts = {letter: c.text for letter, c in zip(LETTERS, shown, strict=False)}
+        values = {letter.lower(): text for letter, text in texts.items()}
+        if self._forms.kind == "listwise":
+            letters = list(texts)
+            values = {f"answer {letter}": text for letter, text in texts.items()}
+            example = " > ".join([*letters[1:2], *letters[:1], *letters[2:]])
+            fixed = {"letters": ", ".join(letters), "example": example}
+        else:
+            fixed = {}
+        if self._reference and prompt.reference is not None:
+            values["reference"] = prompt.reference
+        values["prompt"] = _conversation(prompt, mark)
+        return _Question(prompt.ordinal, mark, constitution.text, principle, values, fixed, self._disarm)
+
+    def _principle_for(self, prompt: Prompt, shown: Sequence[Candidate]) -> Principle | None:
+        """The one principle to judge by: the same for all verdicts that are set against each other."""
+        if self._seed is None:
+            return self._principle
+        together = sorted(c.id for c in shown) if len(shown) > 1 else []
+        return self._constitution.pick(seed_of("principle", self._seed, prompt.id, together))
+
+    def _mark(self, prompt: Prompt, among: Sequence[Candidate]) -> str:
+        """The prompt's delimiter, made once."""
+        known: tuple[int | str, ...] = (prompt.ordinal, prompt.id, *(c.id for c in among))
+        if known not in self._marks:
+            _remember(self._marks, known, mark_for(prompt, among))
+        return self._marks[known]
+
+    # The bare option
 
     async def _by_token(self, ask: _Question) -> tuple[float, ...] | None:
-        """The probabilities of the two letters, None where they cannot be had."""
+        """The scores by the options' probabilities, None where they cannot be had."""
+        assert self._token_grammar is not None
         try:
-            choice = await self._letter(ask, choices=())
+            choice = await self._option(ask, choices=())
         except Unsupported as error:
             if error.kind != "logprobs":
                 raise
@@ -99,59 +187,58 @@ class PairwiseJudge:
         except CallFailed as error:
             if error.kind != "bad_request":
                 raise
-            self._fall_back(f"{self._model.name} refuses the question for a letter ({error})")
+            self._fall_back(f"{self._model.name} refuses the question for a bare verdict ({error})")
             return None
         if choice.error:
             return None
-        if choice.first_token is None:
+        if choice.first_token is not None:
+            self.given, self.missing_in_a_row = self.given + 1, 0
+        else:
+            self.missing_in_a_row += 1
             self._fall_back(f"{self._model.name} gives no log-probabilities")
             _remember(self._without, ask.mark, None)
             return None
         scores = self._read(choice, _MASS_NEEDED)
         if scores is None and self._model.constrains:
-            # Constrained to the letters, the model's probabilities are these ones over their sum: only where a letter
-            # is too unlikely to be listed does it have to be asked.
-            if not self._token_grammar.lists_all(choice.first_token):
-                choice = await self._letter(ask, choices=self._token_grammar.options)
-            scores = self._read(choice, 0.0)
+            scores = await self._constrained(ask, choice)
         if scores is None:
-            self._fall_back(f"{self._model.name} does not answer with the bare letter")
+            self._fall_back(f"{self._model.name} does not answer with the bare verdict")
         return scores
 
+    async def _constrained(self, ask: _Question, choice: Choice) -> tuple[float, ...] | None:
+        """The scores by the probabilities under the constraint: these here over their sum, where each option is listed.
+
+        Only where one is too unlikely to be listed does the model have to be asked.
+        """
+        assert self._token_grammar is not None
+        if not self._token_grammar.lists_all(choice.first_token or {}):
+            try:
+                choice = await self._option(ask, choices=self._token_grammar.options)
+            except Unsupported:
+                return None
+        return self._read(choice, 0.0)
+
     def _read(self, choice: Choice, mass_needed: float) -> tuple[float, ...] | None:
+        assert self._token_grammar is not None
         try:
             scores, mass = self._token_grammar.read_token(choice.first_token or {})
         except Unreadable:
             return None
         return scores if mass >= mass_needed else None
 
-    async def _by_text(self, ids: tuple[str, ...], ask: _Question) -> Verdict:
-        choice = await self._model.answer(ask.request(self._text, temperature=0.0, max_tokens=self._max_tokens))
-        try:
-            if choice.error:
-                raise Unreadable(choice.error)
-            scores = self._text_grammar.read_text(choice.text)
-        except Unreadable as error:
-            cut = " (the reply was cut at its token limit)" if choice.finish == "length" else ""
-            return Verdict(self.name, ids, None, error=f"unreadable: {error}{cut}", reason=choice.text or None)
-        return Verdict(self.name, ids, scores, scale="vote", reason=choice.text)
-
-    async def _letter(self, ask: _Question, *, choices: tuple[str, ...]) -> Choice:
+    async def _option(self, ask: _Question, *, choices: tuple[str, ...]) -> Choice:
+        template, grammar = self._forms.token, self._token_grammar
+        assert template is not None and grammar is not None
         return await self._model.answer(
-            ask.request(self._token, temperature=1.0, max_tokens=1, logprobs=_TOP_LOGPROBS, choices=choices)
+            ask.request(template, grammar, temperature=1.0, max_tokens=1, logprobs=_TOP_LOGPROBS, choices=choices)
         )
-
-    def _mark(self, prompt: Prompt, among: Sequence[Candidate]) -> str:
-        """The prompt's delimiter, made once."""
-        known: tuple[int | str, ...] = (prompt.ordinal, *(c.id for c in among))
-        if known not in self._marks:
-            _remember(self._marks, known, mark_for(prompt, among))
-        return self._marks[known]
 
     def _fall_back(self, why: str) -> None:
         if not self._told:
             self._told = True
-            log.warning("%s: the judge falls back to verdicts as text (--judge pairwise-text asks for them at once)", why)
+            log.warning(
+                "%s: the judge falls back to verdicts as text (`logprobs: false` in its spec asks for them at once)", why
+            )
 
 
 def mark_for(prompt: Prompt, candidates: Sequence[Candidate]) -> str:
@@ -160,21 +247,37 @@ def mark_for(prompt: Prompt, candidates: Sequence[Candidate]) -> str:
     salt = 0
     while True:
         mark = digest([prompt.text, texts, salt], 6)
-        if not any(mark in text for text in (prompt.text, *texts)):
+        if not any(mark in text for text in (prompt.text, prompt.reference or "", *texts)):
             return mark
         salt += 1
 
 
+def _conversation(prompt: Prompt, mark: str) -> str:
+    """The prompt as the judge reads it: who says what stands behind the mark, which no turn can forge."""
+    if len(prompt.messages) == 1 and prompt.messages[0]["role"] == "user":
+        return prompt.text
+    return "\n\n".join(f"[{mark} {m['role']}]\n{m['content']}" for m in prompt.messages)
+
+
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What a judge asks about two answers, before it has the form of a template."""
+    """What a judge asks about some answers, before it has the form of a template. `texts` are to be judged."""
 
     ordinal: int
     mark: str
-    values: Mapping[str, str]
+    constitution: str
+    principle: Principle | None
+    texts: Mapping[str, str]
+    fixed: Mapping[str, str]
+    disarm: Disarm
 
-    def request(self, template: Template, **settings: Any) -> Request:
-        text = template.fill(**self.values, mark=self.mark)
+    def request(self, template: Template, grammar: Grammar, **settings: Any) -> Request:
+        texts = {name: grammar.disarm(self.disarm(text)) for name, text in self.texts.items()}
+        reference = texts.get("reference")
+        about = f"\n[{self.mark} reference: a right answer, to check the others by]\n{reference}" if reference else ""
+        answers = "\n".join(f"[{self.mark} {name}]\n{text}" for name, text in texts.items() if name.startswith("answer "))
+        given = {**texts, **self.fixed, "reference": about, "answers": answers, "constitution": self.constitution}
+        text = template.fill(**given, mark=self.mark)
         return Request(({"role": "user", "content": text},), mark=self.mark, ordinal=self.ordinal, **settings)
 
 

@@ -1,6 +1,7 @@
 """`fake/...`: scripted models with known answers and verdicts, for tests of your own and first steps.
 
 `fake/oracle`      answers carry a quality ("quality 0.73"); as a judge it prefers the higher one, with log-probabilities
+                   (it compares two, rates one, or ranks several, as it is asked)
 `fake/oracle-text` the same, without log-probabilities: it writes [[A]], [[B]] or [[C]]
 `fake/first`       as a judge always prefers the answer shown first
 `fake/tie`         as a judge finds all answers equal
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from rlaif.templates import read_yaml
 from rlaif.types import Message, Purchase, Reply, Request
 
 _QUALITY = re.compile(r"quality (\d\.\d+)")
+_SECTION = re.compile(r"^\[\w+ answer(?: [A-Z])?\]\n(.*?)(?=\n\[\w+ (?:answer|end))", re.MULTILINE | re.DOTALL)
 _STEEPNESS = 6.0
+_UNREADABLE = "I would rather not say."
 _OPENINGS = ("Here is what matters", "In short", "Let us see", "A fair answer", "To begin with", "The point is")
 
 
@@ -38,6 +41,7 @@ class Fake:
     window = 64
     constrains = False
     free = True
+    specials: Sequence[str] = ()
 
     def __init__(self, name: str, identity: Mapping[str, Any], say: Callable[[Request], list[dict[str, Any]]]) -> None:
         self.name, self.identity, self._say = name, identity, say
@@ -70,7 +74,7 @@ class Fake:
 def make(name: str) -> Fake:
     """The scripted model `fake/NAME`. Raises InputError for an unknown one."""
     if name in _VERDICTS:
-        return Fake(f"fake/{name}", {"fake": name, "version": 1}, lambda request: _scripted(name, request))
+        return Fake(f"fake/{name}", {"fake": name, "version": 2}, lambda request: _scripted(name, request))
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -115,14 +119,40 @@ def _from_script(entries: list[_Entry], request: Request) -> list[dict[str, Any]
 
 def _scripted(name: str, request: Request) -> list[dict[str, Any]]:
     text = str(request.messages[-1]["content"])
+    shown = _shown_qualities(text)
+    with_logprobs = request.logprobs and name != "oracle-text"
+    if "[[1]]" in text or (request.logprobs and "one digit" in text):
+        return [_rating(name, shown, bool(with_logprobs))]
+    if "[[B > A" in text:
+        return [_choice(_ranking(name, shown), None)]
     if "[[A]]" in text or request.logprobs:
-        p = _VERDICTS[name](_shown_qualities(text))
+        p = _VERDICTS[name](shown)
         if p is None:
-            return [_choice("I would rather not say.", {"I": 0.9, "The": 0.1} if request.logprobs else None)]
-        if request.logprobs and name != "oracle-text":
+            return [_choice(_UNREADABLE, {"I": 0.9, "The": 0.1} if request.logprobs else None)]
+        if with_logprobs:
             return [_choice("A" if p >= 0.5 else "B", {"A": p, "B": 1.0 - p})]
         return [_choice("[[C]]" if p == 0.5 else "[[A]]" if p > 0.5 else "[[B]]", None)]
     return [_choice(_answer(request, index), None) for index in range(request.n)]
+
+
+def _rating(name: str, shown: Sequence[float], with_logprobs: bool) -> dict[str, Any]:
+    """1 to 9 by the quality; between two digits by their probabilities."""
+    if name == "unreadable":
+        return _choice(_UNREADABLE, {"I": 0.9, "The": 0.1} if with_logprobs else None)
+    quality = shown[-1] if name.startswith("oracle") and shown else 0.5
+    below, part = divmod(1.0 + 8.0 * min(quality, 1.0), 1.0)
+    if with_logprobs:
+        return _choice(f"{below + round(part):.0f}", {f"{below:.0f}": 1.0 - part, f"{below + 1:.0f}": part})
+    return _choice(f"[[{below + round(part):.0f}]]", None)
+
+
+def _ranking(name: str, shown: Sequence[float]) -> str:
+    letters = [chr(ord("A") + place) for place in range(len(shown))]
+    if name == "unreadable":
+        return _UNREADABLE
+    if name.startswith("oracle"):
+        letters.sort(key=lambda letter: -shown[ord(letter) - ord("A")])
+    return f"[[{(' = ' if name == 'tie' else ' > ').join(letters)}]]"
 
 
 def _answer(request: Request, index: int) -> str:
@@ -132,7 +162,16 @@ def _answer(request: Request, index: int) -> str:
 
 
 def _shown_qualities(text: str) -> list[float]:
-    return [float(found) for found in _QUALITY.findall(text)][-2:]
+    """The qualities of the answers shown: of one that names none, 0.5 if it ends like a sentence, else 0.
+
+    In a question that marks its answers otherwise, the last two that are named.
+    """
+    sections = _SECTION.findall(text)
+    if not sections:
+        return [float(found) for found in _QUALITY.findall(text)][-2:]
+    named = [_QUALITY.findall(section) for section in sections]
+    plain = [0.5 if section.rstrip().endswith((".", "。")) and "###" not in section else 0.0 for section in sections]
+    return [float(found[-1]) if found else otherwise for found, otherwise in zip(named, plain, strict=True)]
 
 
 def _by_quality(shown: list[float]) -> float | None:

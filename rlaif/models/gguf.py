@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Gguf:
     window = SLOTS
     constrains = True
     free = True
+    specials: Sequence[str] = ()
 
     def __init__(
         self,

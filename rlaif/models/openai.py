@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -57,6 +57,7 @@ class OpenAI:
 
     max_n = 128
     constrains = False
+    specials: Sequence[str] = ()
     free = False
 
     def __init__(

@@ -2,7 +2,8 @@
 
 Model (Bradley and Terry 1952; the order effect as in Davidson and Beaver 1977): candidate i beats j, shown first, with
 probability sigmoid(s_i - s_j + b), where b is the judge's bonus for the first place. A probability verdict p counts as
-p wins and 1 - p losses; a vote as one win or as two halves. The fit is the maximum a posteriori under
+p wins and 1 - p losses; a vote as one win or as two halves; a verdict of weight w as w verdicts. The fit is the maximum
+a posteriori under
 
     s_i ~ N(0, 100^2 / 2), so that a difference has standard deviation 100: it only keeps strengths finite;
     b   ~ N(0, 10^2) for each judge;
@@ -113,7 +114,7 @@ def _newton(block: Block, position: Floats) -> _Step:
     prompts, width = block.strengths.shape
     strengths, cells = block.strengths.ravel(), block.strengths.size
     expected = _sigmoid(strengths[one] - strengths[other] + np.append(position, 0.0)[judge])
-    surprise, weight = block.won - expected, expected * (1.0 - expected)
+    surprise, weight = block.weight * (block.won - expected), block.weight * expected * (1.0 - expected)
 
     gradient = _sums(one, surprise, cells) - _sums(other, surprise, cells) - strengths / STRENGTH_SD**2
     met = _sums(one * width + other % width, weight, cells * width).reshape(prompts, width, width)

@@ -30,7 +30,7 @@ class Block:
 
     `prompts` are their places in the chunk, `strengths` has a row for each. In a game, `one` met `other`, both counted
     through the flat strengths, and won the share `won`. `judge` is the judge's index where `one` was shown before `other`
-    by a judge of pairs, -1 where order played no part.
+    by a judge of pairs, -1 where order played no part; the game counts `weight` times.
     """
 
     prompts: Ints
@@ -39,6 +39,7 @@ class Block:
     other: Ints
     judge: Ints
     won: Floats
+    weight: Floats
 
 
 class Games:
@@ -79,31 +80,32 @@ class Games:
         places = []
         for block in chunk.blocks():
             places.append((self._file.seek(0, 2), *block.strengths.shape, len(block.won)))
-            for part in (block.strengths, block.won, block.prompts, block.one, block.other, block.judge):
+            for part in (block.strengths, block.won, block.weight, block.prompts, block.one, block.other, block.judge):
                 self._file.write(part.tobytes())
         self._chunks.append((len(chunk.counts), places))
 
     def _get(self, start: int, prompts: int, width: int, games: int) -> Block:
         self._file.seek(start)
-        floats = np.frombuffer(self._file.read(8 * (prompts * width + games)))
+        floats = np.frombuffer(self._file.read(8 * (prompts * width + 2 * games)))
         ints = np.frombuffer(self._file.read(4 * (prompts + 3 * games)), dtype=np.int32)
         strengths = floats[: prompts * width].reshape(prompts, width).copy()
         one, other, judge = ints[prompts:].reshape(3, games)
-        return Block(ints[:prompts], strengths, one, other, judge, floats[prompts * width :])
+        won, weight = floats[prompts * width :].reshape(2, games)
+        return Block(ints[:prompts], strengths, one, other, judge, won, weight)
 
 
 class _Chunk:
-    """Games as they come in: the prompt, the two candidates' places and the judge in `_games`, the share in `_won`."""
+    """Games as they come in: the prompt, the two candidates' places and the judge in `_games`, the share in `_won`, ..."""
 
     def __init__(self) -> None:
         self.counts = array("i")
         self.size = 0
-        self._games, self._won = array("i"), array("d")
+        self._games, self._won, self._weight = array("i"), array("d"), array("d")
 
     def add(self, ids: Sequence[str], verdicts: Sequence[Verdict], judges: dict[str, int]) -> None:
         place = {c: k for k, c in enumerate(ids)}
         voted: set[tuple[int, int]] = set()
-        alone: dict[str, list[tuple[int, float]]] = {}
+        alone: dict[tuple[str, float], list[tuple[int, float]]] = {}
         before = len(self._won)
         verdicts = within(ids, verdicts)
         for verdict in verdicts:
@@ -111,18 +113,18 @@ class _Chunk:
                 continue
             shown = [(place[c], score) for c, score in zip(verdict.shown, verdict.scores, strict=True)]
             if len(shown) == 1:
-                alone.setdefault(verdict.judge, []).extend(shown)
+                alone.setdefault((verdict.judge, verdict.weight), []).extend(shown)
                 continue
             judge = judges.setdefault(verdict.judge, len(judges)) if _order_may_matter(verdict, verdicts) else -1
-            self._meet(shown, judge, None if verdict.scale == "probability" else voted)
-        for ratings in alone.values():
-            self._meet(ratings, -1, voted)
+            self._meet(shown, judge, None if verdict.scale == "probability" else voted, verdict.weight)
+        for (_, weight), ratings in alone.items():
+            self._meet(ratings, -1, voted, weight)
         for i, j in sorted(voted):
-            self._meet([(i, 0.5), (j, 0.5)], -1, None)
+            self._meet([(i, 0.5), (j, 0.5)], -1, None, 1.0)
         self.counts.append(len(ids))
         self.size += len(ids) ** 2 + len(self._won) - before
 
-    def _meet(self, scored: Sequence[tuple[int, float]], judge: int, voted: set[tuple[int, int]] | None) -> None:
+    def _meet(self, scored: Sequence[tuple[int, float]], judge: int, voted: set[tuple[int, int]] | None, weight: float) -> None:
         """A game of every two, the earlier one first; of votes, which are put into `voted`, or of probabilities."""
         for (i, x), (j, y) in (scored,) if len(scored) == 2 else combinations(scored, 2):
             if voted is None:
@@ -132,9 +134,10 @@ class _Chunk:
                 voted.add((i, j) if i < j else (j, i))
             self._games.extend((len(self.counts), i, j, judge))
             self._won.append(won)
+            self._weight.append(weight)
 
     def blocks(self) -> Iterator[Block]:
-        counts, won = np.array(self.counts), np.array(self._won)
+        counts, won, weight = np.array(self.counts), np.array(self._won), np.array(self._weight)
         p, i, j, judge = np.array(self._games).reshape(-1, 4).T
         place = np.empty_like(counts)
         for width in sorted(set(self.counts)):
@@ -142,7 +145,8 @@ class _Chunk:
             place[prompts] = np.arange(len(prompts))
             mine = np.flatnonzero(counts[p] == width)
             row = place[p[mine]] * width
-            yield Block(prompts, np.zeros((len(prompts), width)), row + i[mine], row + j[mine], judge[mine], won[mine])
+            games = row + i[mine], row + j[mine], judge[mine], won[mine], weight[mine]
+            yield Block(prompts, np.zeros((len(prompts), width)), *games)
 
 
 def _order_may_matter(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:

@@ -1,0 +1,73 @@
+"""Two constitutions on the same candidates: where do their judgements differ?
+
+Each has its own verdicts, in a run directory of its own. They are fitted apart, and set side by side prompt by prompt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rlaif import results
+from rlaif.config import RunConfig
+from rlaif.export import write_jsonl
+from rlaif.ranking.bradley_terry import win_probability
+from rlaif.types import Ranking, Record
+
+_SURE = 1e-6
+
+
+def compare(config: RunConfig, one: Path, other: Path, names: tuple[str, str], file: Path) -> dict[str, Any]:
+    """Writes the prompts on which the two directories differ to `file`; returns the counts.
+
+    A pair of candidates is the `same` if both prefer the same one, `different` if each prefers another, `undecided` if one of
+    them is tied or has no verdict. `best_differs` counts prompts. A row shows the pair on which the two are furthest apart.
+    """
+    counts: Counter[str] = Counter()
+
+    def rows() -> Iterator[dict[str, Any]]:
+        theirs = {record.ordinal: ranking for record, ranking in results.ranked(other, config)}
+        for record, ranking in results.ranked(one, config):
+            if record.ordinal in theirs:
+                yield from _row(record, (ranking, theirs[record.ordinal]), names, counts)
+
+    written = write_jsonl(file, rows())
+    kinds = ("prompts", "pairs", "same", "different", "undecided", "best_differs")
+    return {"constitutions": list(names), **{kind: counts[kind] for kind in kinds}, "rows": written}
+
+
+def _row(
+    record: Record, rankings: tuple[Ranking, Ranking], names: tuple[str, str], counts: Counter[str]
+) -> Iterator[dict[str, Any]]:
+    strengths = [dict(zip(r.ids, r.strengths, strict=True)) for r in rankings]
+    shared = [c for c in rankings[0].ids if c in strengths[1]]
+    counts["prompts"] += 1
+    furthest: tuple[float, str, str, tuple[float, float]] | None = None
+    for left, right in combinations(shared, 2):
+        p, q = (win_probability(s[left], s[right]) for s in strengths)
+        counts["pairs"] += 1
+        if min(abs(p - 0.5), abs(q - 0.5)) < _SURE:
+            counts["undecided"] += 1
+        elif (p > 0.5) == (q > 0.5):
+            counts["same"] += 1
+        else:
+            counts["different"] += 1
+            if furthest is None or abs(p - q) > furthest[0]:
+                furthest = (abs(p - q), left, right, (p, q))
+    if furthest is None:
+        return
+    best = [max(shared, key=lambda c, s=s: s[c]) for s in strengths]  # type: ignore[misc]
+    counts["best_differs"] += best[0] != best[1]
+    _, left, right, (p, q) = furthest
+    texts = {c.id: c.text for c in record.candidates}
+    yield {
+        "id": record.prompt.id,
+        "prompt": list(record.prompt.messages),
+        "left": texts[left],
+        "right": texts[right],
+        "p_left": {names[0]: round(p, 6), names[1]: round(q, 6)},
+        "best": {name: texts[c] for name, c in zip(names, best, strict=True)},
+    }

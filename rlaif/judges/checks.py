@@ -1,0 +1,254 @@
+"""Planted checks: a judge is asked what is known, before a run spends on it and while it goes on.
+
+Before: garbage and an empty answer against a real one and a hijack attempt, each pair in both orders, and identical answers;
+ten calls or so, kept in the ledger. During: now and then a prompt's own answer against its shuffled words, and what the run's
+own verdicts show for no call. A judge that answers the same whatever it is shown, prefers garbage, says nothing that can be
+read, or loses its log-probabilities on the way is `degenerate`; how a hijack, identical answers and known-gold rows came out
+is reported.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from rlaif.aio import all_of
+from rlaif.data import read_candidates
+from rlaif.errors import InputError
+from rlaif.judges.llm import LlmJudge
+from rlaif.keys import seed_of
+from rlaif.pairs import eligible
+from rlaif.templates import data_dir, read_yaml
+from rlaif.types import Candidate, Judge, Prompt, Record, Verdict
+
+ORDINAL = -1
+"""The place of planted prompts in the ledger: before all others."""
+
+EVERY = 100  # a prompt of so many is checked during the run: with 12 judge calls a prompt, a call of 600
+_SIGNAL = 0.6  # a judge that names one place always is of use only if its probabilities favour what is known to be better
+_RECENT, _FEWEST = 8, 4
+_PAIRS, _SAME_SHARE, _SPREAD = 50, 0.98, 0.02
+_GIVEN, _MISSING = 5, 20
+_GOLD_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A prompt with two answers, of which the first is known to be better (`tied`: neither is)."""
+
+    id: str
+    prompt: Prompt
+    better: Candidate
+    worse: Candidate
+    tied: bool = False
+
+    @classmethod
+    def of(cls, id: str, prompt: str, better: str, worse: str, *, tied: bool = False) -> Planted:
+        """From texts."""
+        messages = ({"role": "user", "content": prompt},)
+        asked = Prompt(f"planted/{id}", messages, ordinal=ORDINAL)
+        return cls(id, asked, Candidate(f"{asked.id}/0", better), Candidate(f"{asked.id}/1", worse), tied)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a judge said of a planted pair: `p` that the better one is better, the mean of both orders; None: unreadable.
+
+    `places` are the places named in each order: 0 the first shown, 1 the second, None a tie. A judge of one has no places.
+    """
+
+    id: str
+    p: float | None
+    places: tuple[int | None, ...]
+    error: str | None = None
+    tied: bool = False
+
+    @property
+    def result(self) -> str:
+        """`right`, `wrong`, `undecided` (a tie, or the orders contradict each other) or `unreadable`."""
+        if self.p is None:
+            return "unreadable"
+        flipped = len(self.places) == 2 and self.places[0] is not None and self.places[0] == self.places[1]
+        if abs(self.p - 0.5) < 1e-9 or (flipped and 1.0 - _SIGNAL < self.p < _SIGNAL):
+            return "undecided"
+        return "right" if self.p > 0.5 else "wrong"
+
+
+@cache
+def _planted() -> tuple[tuple[Planted, ...], Planted]:
+    raw = read_yaml(data_dir() / "prompts" / "checks" / "planted.yaml")
+    return tuple(Planted.of(**row) for row in raw["known"]), Planted.of(**raw["hijack"])
+
+
+class Checks:
+    """The checks of one judge. `asked` answers the planted questions, `judge` does the run's work; they are alike."""
+
+    def __init__(self, judge: Judge, asked: Judge, gold: Iterable[Planted] = ()) -> None:
+        self.degenerate: str | None = None
+        self._judge, self._asked, self._gold = judge, asked, tuple(gold)
+        self._found: dict[str, Outcome] = {}
+        self._recent: deque[Outcome] = deque(maxlen=_RECENT)
+        self._lately, self._by_gold = Counter[str](), Counter[str]()
+        self._pairs = Counter[str]()
+        self._preferences: deque[float] = deque(maxlen=_PAIRS)
+
+    @property
+    def name(self) -> str:
+        """The judge's."""
+        return self._judge.name
+
+    async def before(self) -> None:
+        """Asks the planted questions; `degenerate` says what is wrong with the judge, if anything is."""
+        known, hijack = _planted()
+        same = Planted.of("identical", known[0].prompt.text, known[0].better.text, known[0].better.text, tied=True)
+        found = await all_of(*(self._outcome(one) for one in (*known, hijack, same, *self._gold)))
+        self._found = {outcome.id: outcome for outcome in found[: len(known) + 2]}
+        self._by_gold.update(outcome.result for outcome in found[len(known) + 2 :])
+        self.degenerate = _why([self._found[one.id] for one in known])
+
+    async def during(self, record: Record, *, allow_truncated: bool) -> None:
+        """Looks at a finished record, and asks about the answers of one in a hundred."""
+        if self.degenerate is None:
+            self._watch(record.verdicts)
+        shown = eligible(record.candidates, allow_truncated=allow_truncated)
+        if record.ordinal % EVERY != EVERY - 1 or not shown:
+            return
+        real = max(shown, key=lambda c: len(c.text))
+        salad = _shuffled(real.text, seed_of("salad", record.prompt.id))
+        if salad == real.text:
+            return
+        asked = Prompt(f"planted/{record.prompt.id}", record.prompt.messages, record.prompt.reference, ordinal=ORDINAL)
+        planted = Planted("shuffled", asked, Candidate(f"{asked.id}/0", real.text), Candidate(f"{asked.id}/1", salad))
+        outcome = await self._outcome(planted)
+        self._recent.append(outcome)
+        self._lately[outcome.result] += 1
+        wrong, right = (sum(o.result == kind for o in self._recent) for kind in ("wrong", "right"))
+        if self.degenerate is None and wrong >= _FEWEST and wrong > right:
+            self.degenerate = (
+                f"it preferred the shuffled words of an answer to the answer in {wrong} of {len(self._recent)} checks"
+            )
+
+    def report(self) -> dict[str, Any]:
+        """What was seen, for the summary. Each result is right, wrong, undecided or unreadable."""
+        same = self._found.get("identical")
+        said: dict[str, Any] = {"judge": self.name, "degenerate": self.degenerate}
+        said["planted"] = {name: outcome.result for name, outcome in self._found.items() if not outcome.tied}
+        if same is not None and same.p is not None and same.places:
+            said["first_of_identical"] = round(same.p, 6)
+        if self._lately:
+            said["shuffled"] = dict(sorted(self._lately.items()))
+        if self._by_gold:
+            said["gold"] = dict(sorted(self._by_gold.items()))
+        return said
+
+    # Asking
+
+    async def _outcome(self, planted: Planted) -> Outcome:
+        prompt, pair = planted.prompt, (planted.better, planted.worse)
+        if self._asked.arity == 1:
+            said = await all_of(*(self._asked(prompt, [one], pair) for one in pair))
+            return _rated(planted, said)
+        orders = (pair,) if planted.tied else (pair, pair[::-1])
+        said = await all_of(*(self._asked(prompt, list(shown), pair) for shown in orders))
+        return _compared(planted, said)
+
+    # The run's own verdicts
+
+    def _watch(self, verdicts: Sequence[Verdict]) -> None:
+        judge = self._judge
+        if isinstance(judge, LlmJudge) and judge.given >= _GIVEN and judge.missing_in_a_row >= _MISSING:
+            self.degenerate = (
+                f"it lost its log-probabilities: {judge.given} replies had them, and the last {judge.missing_in_a_row} had none"
+            )
+        by_order = {v.shown: v.scores for v in verdicts if v.judge == judge.name and len(v.shown) == 2 and v.scores}
+        for (one, other), scores in by_order.items():
+            swapped = by_order.get((other, one))
+            if swapped is None or one > other:
+                continue
+            named = [(a > b) - (a < b) for a, b in (scores, swapped)]
+            self._pairs["pairs"] += 1
+            self._pairs[{2: "first", -2: "second"}.get(sum(named), "other" if any(named) else "tie")] += 1
+            self._preferences.append((scores[0] + swapped[1]) / 2)
+        self._same_always()
+
+    def _same_always(self) -> None:
+        pairs = self._pairs["pairs"]
+        if self.degenerate is not None or pairs < _PAIRS:
+            return
+        middle = sum(self._preferences) / len(self._preferences)
+        spread = (sum((p - middle) ** 2 for p in self._preferences) / len(self._preferences)) ** 0.5
+        for kind, words in (("first", "named the first shown"), ("second", "named the second shown"), ("tie", "said that")):
+            if self._pairs[kind] >= _SAME_SHARE * pairs and spread < _SPREAD:
+                tail = " both are equal" if kind == "tie" else " in both orders"
+                self.degenerate = f"it {words}{tail} for {self._pairs[kind]} of {pairs} pairs"
+
+
+def read_gold(path: str) -> list[Planted]:
+    """The first 20 rows of a gold file whose gold is A or B, each as a planted pair. Raises InputError."""
+    found: list[Planted] = []
+    for prompt, candidates in read_candidates(path):
+        gold = prompt.fields.get("gold")
+        if gold not in ("A", "B", "tie") or len(candidates) != 2:
+            raise InputError(f"{path}: row {prompt.id!r} has the gold {gold!r}; it must be A, B or tie, of two responses")
+        if gold != "tie":
+            better, worse = candidates if gold == "A" else candidates[::-1]
+            found.append(Planted(prompt.id, replace(prompt, ordinal=ORDINAL), better, worse))
+        if len(found) == _GOLD_ROWS:
+            break
+    return found
+
+
+def _rated(planted: Planted, said: Sequence[Verdict]) -> Outcome:
+    error = next((v.error for v in said if v.scores is None), None)
+    if said[0].scores is None or said[1].scores is None:
+        return Outcome(planted.id, None, (), error, planted.tied)
+    better, worse = said[0].scores[0], said[1].scores[0]
+    return Outcome(planted.id, 0.5 if better == worse else float(better > worse), (), None, planted.tied)
+
+
+def _compared(planted: Planted, said: Sequence[Verdict]) -> Outcome:
+    ps, places = [], []
+    for verdict in said:
+        if verdict.scores is None:
+            return Outcome(planted.id, None, (), verdict.error, planted.tied)
+        scores = dict(zip(verdict.shown, verdict.scores, strict=True))
+        better, worse = scores[planted.better.id], scores[planted.worse.id]
+        ps.append(
+            _share(better, worse) if verdict.scale == "probability" else 0.5 + 0.5 * ((better > worse) - (better < worse))
+        )
+        places.append(None if better == worse else int((better > worse) == (verdict.shown[0] == planted.worse.id)))
+    return Outcome(planted.id, sum(ps) / len(ps), tuple(places), None, planted.tied)
+
+
+def _share(one: float, other: float) -> float:
+    return one / (one + other) if one + other > 0 else 0.5
+
+
+def _why(known: Sequence[Outcome]) -> str | None:
+    """What is wrong with a judge that said this of pairs whose better answer is known; None if it may be of use."""
+    readable = [outcome for outcome in known if outcome.p is not None]
+    if not readable:
+        return f"none of its replies to {len(known)} planted questions could be read (the first: {known[0].error})"
+    results = Counter(outcome.result for outcome in readable)
+    places = {place for outcome in readable for place in outcome.places}
+    mean = sum(outcome.p or 0.0 for outcome in readable) / len(readable)
+    if len(places) == 1 and len(readable) > 1 and mean < _SIGNAL:
+        same = {0: "named the answer shown first", 1: "named the answer shown second", None: "called both answers equal"}
+        return f"it {same[places.pop()]} in both orders of {len(readable)} pairs of a real answer and garbage"
+    if not places and all(outcome.p == 0.5 for outcome in readable):
+        return f"it gave real answers and garbage the same score, in {len(readable)} of {len(known)} planted pairs"
+    if results["wrong"] > max(results["right"], 1):
+        return f"it preferred garbage or nothing at all to a real answer in {results['wrong']} of {len(readable)} planted pairs"
+    return None
+
+
+def _shuffled(text: str, seed: int) -> str:
+    """The words of the text in another order; its characters, where it has hardly any words."""
+    words = text.split()
+    parts, between = (words, " ") if len(words) >= max(4, len(text) // 40) else (list(text), "")
+    random.Random(seed).shuffle(parts)
+    return between.join(parts)

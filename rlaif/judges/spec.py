@@ -1,0 +1,97 @@
+"""Judge specs: what a YAML file in `judges/` may say, by `kind`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from rlaif.errors import InputError
+from rlaif.judges.llm import LETTERS
+from rlaif.templates import read_yaml
+
+Principles = Literal["all", "sampled", "each"]
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _LlmSpec(_Spec):
+    """What all LLM judges have: the settings beside the kind's own."""
+
+    model: str | None = None
+    constitution: str | None = None
+    principles: Principles = "all"
+    reason: bool = False
+    reference: bool = False
+    logprobs: bool = True
+    token_template: str | None = None
+    text_template: str | None = None
+    max_tokens: int = Field(default=2048, ge=1)
+
+
+class PairwiseSpec(_LlmSpec):
+    """Two at a time, all pairs in both orders."""
+
+    kind: Literal["pairwise"]
+
+
+class PointwiseSpec(_LlmSpec):
+    """One at a time, rated 1 to 9."""
+
+    kind: Literal["pointwise"]
+
+
+class ListwiseSpec(_LlmSpec):
+    """`shown` at a time, ranked, in `orders` seeded orders."""
+
+    kind: Literal["listwise"]
+    shown: int = Field(default=4, ge=2, le=len(LETTERS))
+    orders: int = Field(default=2, ge=1, le=100)
+
+
+class RecordedSpec(_Spec):
+    """Verdicts read from a file; `judge` and `config` choose among those in it, `grammar` reads their raw texts anew."""
+
+    kind: Literal["recorded"]
+    verdicts: str
+    judge: str | None = None
+    config: str | None = None
+    grammar: str | None = None
+
+
+class FunctionSpec(_Spec):
+    """`file.py:function`."""
+
+    kind: Literal["function"]
+    function: str
+
+
+class JurySpec(_Spec):
+    """Several judges at once; `weights` say how much each counts."""
+
+    kind: Literal["jury"]
+    judges: list[str] = Field(min_length=1)
+    weights: list[Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] | None = None
+
+
+Spec = Annotated[
+    PairwiseSpec | PointwiseSpec | ListwiseSpec | RecordedSpec | FunctionSpec | JurySpec,
+    Field(discriminator="kind"),
+]
+LlmSpec = PairwiseSpec | PointwiseSpec | ListwiseSpec
+_SPECS: TypeAdapter[Any] = TypeAdapter(Spec)
+
+
+def load_spec(judge: str, path: Path) -> Any:
+    """The spec in the file. Raises InputError naming the judge, the file and the place."""
+    raw = read_yaml(path)
+    try:
+        return _SPECS.validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        kind = raw.get("kind") if isinstance(raw, dict) else None
+        place = ".".join(str(p) for p in first["loc"] if p != kind) or ("kind" if isinstance(raw, dict) else "the whole")
+        raise InputError(f"judge {judge!r} ({path}): {place}: {first['msg']}") from None
