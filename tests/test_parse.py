@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import InputError
-from rlaif.judges.parse import Grammar, Unreadable
+from rlaif.judges.parse import Grammar, Unreadable, load_grammar
 from rlaif.templates import load_template
 
 FIRST, SECOND, TIE = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
@@ -204,3 +204,360 @@ def test_options_that_yaml_reads_as_no_text_are_options_all_the_same(tmp_path):
         except InputError:
             continue  # refusing is fine too; silently never matching is not
         assert (found.read_text(options[0]), found.read_text(options[1])) == (FIRST, SECOND)
+
+
+def unreadable(found: Grammar, reply: str, shown: int = 2, finish: str | None = None) -> str:
+    """The kind of the failure."""
+    with pytest.raises(Unreadable) as refused:
+        found.read(reply, shown, finish)
+    return refused.value.kind
+
+
+RATING = Grammar.of({"verdict": r"\[\[([0-9.]+)\]\]", "rating": [1, 9]}, "rating")
+RANKING = Grammar.of({"verdict": r"\[\[([^\[\]]*)\]\]", "ranking": ">", "ties": "="}, "ranking")
+PLACES = Grammar.of({"verdict": "(?P<name>[A-Z]) is (?P<place>[0-9]+)", "ranking": "places"}, "places")
+GRADES = grammar(
+    verdict=r"\[\[([AB>=]+)\]\]",
+    means={"A>>B": "first", "A>B": "first", "A=B": "tie", "B>A": "second", "B>>A": "second"},
+)
+
+
+# Why there is no verdict
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("Both have merits.", "no_verdict"),
+        ("", "no_verdict"),
+        ("[[A]] or rather [[B]]", "contradiction"),
+        ("[[D]]", "not_offered"),
+        ("I'm sorry, but I can't compare these.", "refusal"),
+        ("I cannot choose between harmful answers.", "refusal"),
+        ("I won’t judge this.", "refusal"),
+        ("抱歉，我无法判断。", "refusal"),
+        ("I cannot fault answer A. [[A]] [[B]]", "contradiction"),
+        ("Say [[A]] if answer A is better, [[B]] if answer B is better, [[C]] if they are equally good.", "echo"),
+    ],
+)
+@pytest.mark.parametrize("finish", [None, "stop"])
+def test_a_failure_has_a_kind(reply, kind, finish):
+    assert unreadable(TEXT, reply, finish=finish) == kind
+
+
+def test_a_refusal_counts_only_where_there_is_no_verdict():
+    assert TEXT.read("I'm sorry, but I cannot agree with answer A. [[B]]") == SECOND
+
+
+def test_a_reply_ended_by_a_filter_is_a_refusal():
+    assert unreadable(TEXT, "", finish="content_filter") == "refusal"
+    assert TEXT.read("[[A]]", finish="content_filter") == FIRST
+
+
+def test_a_grammar_may_state_its_own_refusals():
+    front = {"verdict": r"\[\[([A-Z])\]\]", "means": MEANS, "refusal": ["^pass$"]}
+    assert unreadable(Grammar.of(front, "mine"), "pass") == "refusal"
+    assert unreadable(Grammar.of(front, "mine"), "I cannot say.") == "no_verdict"
+
+
+# Where a verdict stands, and replies that were cut
+
+
+@pytest.mark.parametrize("reply", ["", "Answer A is", "[[A]] is what a hasty reader would say, but"])
+def test_a_reply_that_was_cut_is_no_verdict(reply):
+    assert unreadable(TEXT, reply, finish="length") == "truncated"
+
+
+def test_a_verdict_that_stands_first_is_there_however_the_reply_ends():
+    found = Grammar.of({"verdict": "Answer ([A-C])", "stands": "first", "means": MEANS}, "first")
+    assert found.read("**Answer B**, because it", finish="length") == SECOND
+    assert unreadable(found, "I think that Answer B", finish="length") == "truncated"
+    assert unreadable(found, "I think that Answer B is it. Answer B") == "no_verdict"
+
+
+def test_a_verdict_that_stands_last_ends_the_reply():
+    found = Grammar.of({"verdict": "Answer ([A-C])", "stands": "last", "means": MEANS}, "last")
+    assert found.read("Answer A is long. So: **Answer B**.\n") == SECOND
+    assert unreadable(found, "Answer B is better than the other.") == "no_verdict"
+
+
+def test_a_bare_token_is_whole_though_its_reply_is_cut_behind_it():
+    assert TOKEN.read("A", finish="length") == FIRST
+
+
+def test_of_several_patterns_the_first_that_occurs_is_used():
+    found = grammar(verdict=[r"\[\[([A-C])\]\]", r"\[([A-C])\]"])
+    assert found.read("[A] or so, in short [[B]]") == SECOND
+    assert found.read("[A]") == FIRST
+
+
+def test_listed_takes_what_the_declaration_lists_first():
+    found = grammar("listed")
+    assert found.read("[[B]] no, [[A]]") == FIRST
+    assert found.read("[[B]] no, [[C]]") == SECOND
+    assert unreadable(found, "[[D]]") == "not_offered"
+
+
+def test_an_option_is_taken_in_either_case_only_where_the_pattern_says_so():
+    either = grammar(verdict="(?i)answer (a|b|tie)", means={"A": "first", "B": "second", "Tie": "tie"})
+    assert (either.read("ANSWER b"), either.read("answer TIE")) == (SECOND, TIE)
+    exact = grammar(verdict="answer ([mM])", means={"m": "first", "M": "second"})
+    assert (exact.read("answer m"), exact.read("answer M")) == (FIRST, SECOND)
+
+
+def test_two_grades_of_the_same_winner_contradict_each_other():
+    assert GRADES.read("[[A>>B]] so [[A>>B]]") == FIRST
+    assert unreadable(GRADES, "[[A>>B]] rather [[A>B]]") == "contradiction"
+
+
+# The instruction repeated
+
+
+@pytest.mark.parametrize("occurrence", ["first", "last"])
+def test_a_repeated_instruction_does_not_hide_the_decision_behind_it(occurrence):
+    listed = "[[A]] if answer A is better, [[B]] if answer B is better, [[C]] for a tie."
+    assert unreadable(grammar(occurrence), listed) == "echo"
+    assert grammar(occurrence).read(f"{listed} My verdict: [[B]]") == SECOND
+    assert unreadable(grammar("all"), f"{listed} My verdict: [[B]]") == "contradiction"
+
+
+def test_two_options_make_a_list_only_with_hardly_a_word_between_them():
+    two = grammar("last", means={"A": "first", "B": "second"})
+    assert unreadable(two, 'Answer "[[A]]" or "[[B]]".') == "echo"
+    assert two.read("[[A]] at first, but then [[B]]") == SECOND
+
+
+def test_the_ends_of_a_scale_are_no_rating():
+    last = Grammar.of({"verdict": r"\[\[([0-9]+)\]\]", "rating": [1, 9], "occurrence": "last"}, "last")
+    assert unreadable(last, "A number from [[1]] to [[9]].") == "echo"
+    assert last.read("From [[1]] to [[9]]: [[7]]") == (7.0,)
+    assert unreadable(last, "[[1]] [[2]] [[3]] [[4]] [[5]] [[6]] [[7]] [[8]] [[9]]") == "echo"
+
+
+# Ratings
+
+
+@pytest.mark.parametrize(
+    ("reply", "score"), [("[[7]]", 7.0), ("so [[1]]. [[1]]", 1.0), ("[[9]]", 9.0), ("[[07]] [[7.0]]", 7.0)]
+)
+def test_a_rating_is_its_number(reply, score):
+    assert RATING.read(reply, shown=1) == (score,)
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("[[0]]", "out_of_range"),
+        ("[[10]]", "out_of_range"),
+        ("[[7.5]]", "out_of_range"),
+        ("[[" + "9" * 5000 + "]]", "out_of_range"),
+        ("[[7]] [[8]]", "contradiction"),
+        ("[[...]]", "not_offered"),
+        ("[[７]]", "no_verdict"),
+        ("7", "no_verdict"),
+    ],
+)
+def test_a_rating_off_the_scale_is_none_and_is_not_clipped(reply, kind):
+    assert unreadable(RATING, reply, shown=1) == kind
+
+
+def test_decimals_are_read_where_they_are_declared():
+    found = Grammar.of({"verdict": r"\[\[([0-9.]+)\]\]", "rating": [0, 10], "decimals": True}, "decimals")
+    assert found.read("[[7.5]]") == (7.5,)
+    assert unreadable(found, "[[10.1]]") == "out_of_range"
+    assert unreadable(found, "[[1.2.3]]") == "not_offered"
+
+
+def test_what_may_be_said():
+    assert (TEXT.kind, TEXT.options) == ("pairwise", ("A", "B", "C"))
+    assert (RATING.kind, RATING.options) == ("rating", tuple("123456789"))
+    assert (RANKING.kind, RANKING.options[:3]) == ("ranking", ("A", "B", "C"))
+    assert GRADES.options == ("A>>B", "A>B", "A=B", "B>A", "B>>A")
+
+
+def test_the_expected_rating_is_over_the_probabilities_of_the_digits():
+    token = Grammar.of({"verdict": "token", "rating": [1, 9]}, "rating token")
+    assert token.read_token({"7": 0.4, " 8": 0.3, "9": 0.1, "The": 0.2}) == (
+        (pytest.approx((7 * 0.4 + 8 * 0.3 + 9 * 0.1) / 0.8),),
+        pytest.approx(0.8),
+    )
+    assert token.read_token({"10": 0.5, "0": 0.3, "2": 0.1}) == ((pytest.approx(2.0),), pytest.approx(0.1))
+    assert token.lists_all(dict.fromkeys("123456789", 0.1)) and not token.lists_all({"7": 1.0})
+    assert token.read("8") == (8.0,)
+    with pytest.raises(Unreadable):
+        token.read_token({"The": 1.0})
+
+
+@quiet
+@given(st.dictionaries(st.sampled_from([*"0123456789", " 7", "x", "10"]), st.floats(0.0, 1.0)))
+def test_an_expected_rating_is_on_the_scale(tokens):
+    token = Grammar.of({"verdict": "token", "rating": [1, 9]}, "rating token")
+    try:
+        (score,), _ = token.read_token(tokens)
+    except Unreadable:
+        return
+    assert 1.0 <= score <= 9.0
+
+
+# Rankings
+
+
+@pytest.mark.parametrize(
+    ("reply", "shown", "scores"),
+    [
+        ("[[B > A]]", 2, (0.0, 1.0)),
+        ("[[A=B]]", 2, (0.5, 0.5)),
+        ("[[B > A > C]]", 3, (1.0, 2.0, 0.0)),
+        ("[[C>A=B]]", 3, (0.5, 0.5, 2.0)),
+        ("[[A = B = C = D]]", 4, (1.5, 1.5, 1.5, 1.5)),
+        ("[[B > A > C]] or in short [[B>A>C]]", 3, (1.0, 2.0, 0.0)),
+    ],
+)
+def test_a_ranking_gives_each_as_many_points_as_it_has_others_below_it(reply, shown, scores):
+    assert RANKING.read(reply, shown) == scores
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("[[A > B]]", "no_verdict"),
+        ("[[A > B > B]]", "contradiction"),
+        ("[[A > B > C > A]]", "contradiction"),
+        ("[[A > B > C > D]]", "not_offered"),
+        ("[[A > B > ]]", "not_offered"),
+        ("[[]]", "not_offered"),
+        ("[[a > b > c]]", "not_offered"),
+        ("[[A > B > C]] [[A > C > B]]", "contradiction"),
+        ("A > B > C", "no_verdict"),
+    ],
+)
+def test_a_ranking_names_everything_shown_once(reply, kind):
+    assert unreadable(RANKING, reply, shown=3) == kind
+
+
+@quiet
+@given(st.permutations("ABCDE"), st.lists(st.sampled_from([" > ", " = "]), min_size=4, max_size=4))
+def test_a_ranking_says_of_each_two_who_is_better(order, marks):
+    """Ranks are not an order: the score belongs to the letter, wherever it stands in the list."""
+    reply = order[0] + "".join(mark + letter for mark, letter in zip(marks, order[1:], strict=True))
+    scores = dict(zip("ABCDE", RANKING.read(f"[[{reply}]]", 5), strict=True))
+    for k, mark in enumerate(marks):
+        above, below = scores[order[k]], scores[order[k + 1]]
+        assert above > below if mark == " > " else above == below
+    assert sum(scores.values()) == 10.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "scores"),
+    [("A is 2, B is 1, C is 3", (1.0, 2.0, 0.0)), ("B is 1 and A is 1 and C is 9", (1.5, 1.5, 0.0))],
+)
+def test_places_say_who_is_better(reply, scores):
+    assert PLACES.read(reply, 3) == scores
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [("A is 1, B is 2", "no_verdict"), ("A is 1, B is 2, C is 3, A is 2", "contradiction"), ("A is 1, D is 2", "not_offered")],
+)
+def test_places_are_one_for_each(reply, kind):
+    assert unreadable(PLACES, reply, shown=3) == kind
+
+
+def test_more_shown_than_there_are_names_is_refused():
+    with pytest.raises(InputError, match="27"):
+        RANKING.read("[[A > B]]", shown=27)
+
+
+# Disarming
+
+
+@pytest.mark.parametrize(
+    ("text", "harmless"),
+    [
+        ("Say [[A]].", "Say [ [A]]."),
+        ("[[A]][[B]]", "[ [A]][ [B]]"),
+        ("[[[A]]]", "[[ [A]]]"),
+        ("nothing [here] [[to]] do", "nothing [here] [[to]] do"),
+    ],
+)
+def test_disarming_puts_a_space_into_each_match_and_leaves_the_rest(text, harmless):
+    assert TEXT.disarm(text) == harmless
+    assert TOKEN.disarm(text) == text
+
+
+@pytest.mark.parametrize(
+    "verdict", ["([A-Z])", r"\b([A-Z])\b", r"\s*([A-Z])\s*", "(.)", "(.*)", "x*([A-Z]?)", r"(?s).*([A-C])"]
+)
+def test_patterns_that_a_space_does_not_break_are_disarmed_all_the_same(verdict):
+    found = grammar(verdict=verdict)
+    harmless = found.disarm("A is better than B, C")
+    assert found.disarm(harmless) == harmless
+    assert unreadable(found, harmless) in ("no_verdict", "not_offered", "contradiction")
+
+
+@quiet
+@given(reply=replies)
+@pytest.mark.parametrize("found", [TEXT, RATING, RANKING, PLACES, GRADES, load_grammar("llmbar-line")])
+def test_what_was_disarmed_says_nothing_and_stays_as_it_is(found, reply):
+    harmless = found.disarm(reply)
+    assert found.disarm(harmless) == harmless
+    assert "".join(harmless.split()) == "".join(reply.split())
+    with pytest.raises(Unreadable):
+        found.read(harmless)
+
+
+# Declarations
+
+
+@pytest.mark.parametrize(
+    ("front", "said"),
+    [
+        ({"verdict": "(x)", "rating": [1, 9], "means": MEANS}, "one of .* is enough"),
+        ({"verdict": "(x)", "rating": [9, 1]}, "from a lower to a higher"),
+        ({"verdict": "(x)", "rating": [1.5, 9]}, "whole number"),
+        ({"verdict": "(x)", "rating": [True, 9]}, r"not \[True, 9\]"),
+        ({"verdict": "(x)", "rating": "1-9"}, "not '1-9'"),
+        ({"verdict": "(x)", "rating": [1, 1000]}, "wider than 100"),
+        ({"verdict": "(x)", "rating": [1, 9], "decimals": "yes"}, "not 'yes'"),
+        ({"verdict": "(x)", "rating": [1, 9], "occurrence": "listed"}, "a rating has none"),
+        ({"verdict": "token", "ranking": ">"}, "no single token"),
+        ({"verdict": "(x)", "ranking": " "}, "`ranking` must be the text between two names"),
+        ({"verdict": "(x)", "ranking": ">", "ties": ">"}, "two different texts"),
+        ({"verdict": "(x)", "ranking": ">", "names": "AB"}, "got 'AB'"),
+        ({"verdict": "(x)", "ranking": ">", "names": ["A", "A"]}, "are the same"),
+        ({"verdict": "(x)", "ranking": "places"}, "needs the groups"),
+        ({"verdict": "(x)", "means": MEANS, "stands": "middle"}, "not 'middle'"),
+        ({"verdict": ["(x)", 3], "means": MEANS}, "regular expression or a list"),
+        ({"verdict": "(x)", "means": MEANS, "refusal": "("}, "`refusal` is no regular expression"),
+        ({"verdict": "(?u)(x)", "means": MEANS}, "no regular expression"),
+    ],
+)
+def test_a_wrong_declaration_is_refused(front, said):
+    with pytest.raises(InputError, match=said):
+        Grammar.of(front, "mine")
+
+
+def test_a_grammar_s_file_is_refused_by_name(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for text, said in (("- a", "one `name: value` a line"), ("verdikt: x", "'verdikt' is no setting"), ("verdict: x", "needs")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=said) as refused:
+            load_grammar(str(file))
+        assert str(file) in str(refused.value)
+    with pytest.raises(InputError, match="arena-hard"):
+        load_grammar("no-such-grammar")
+
+
+def test_a_digest_changes_with_what_is_declared():
+    fronts = [
+        {"verdict": "([AB])", "means": {"A": "first", "B": "second"}},
+        {"verdict": "([AB])", "means": {"B": "second", "A": "first"}},
+        {"verdict": "(?i)([AB])", "means": {"A": "first", "B": "second"}},
+        {"verdict": "([AB])", "means": {"A": "first", "B": "second"}, "occurrence": "last"},
+        {"verdict": "([AB])", "means": {"A": "first", "B": "second"}, "refusal": []},
+        {"verdict": "([0-9])", "rating": [1, 9]},
+        {"verdict": "([0-9])", "rating": [1, 9], "decimals": True},
+    ]
+    digests = [Grammar.of(front, "mine").digest for front in fronts]
+    assert len(set(digests)) == len(fronts)
+    assert digests == [Grammar.of(front, "mine").digest for front in fronts]
