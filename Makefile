@@ -12,7 +12,7 @@ MODEL := $(BIN)/rlaif models get smollm2
 
 demo: .venv/.installed
 	$(MODEL)
-	$(BIN)/rlaif generate prompts/examples/demo.jsonl --policy smollm2 --out $(DEMO) --limit 10 --max-tokens 200
+	$(BIN)/rlaif generate prompts/examples/demo.jsonl --policy smollm2 --out $(DEMO) --limit 10 --max-tokens 200 --accept-judge
 
 test: .venv/.installed-dev
 	$(MODEL)

@@ -4,7 +4,8 @@
     for record in run: ...          # as they finish; or `async for`
     run.to_dataset()                # a datasets.Dataset, ready for DPO
 
-`generate`, `best_of_n` and `judge` take what the commands of the same names take. A judge may be a function of your own.
+`generate`, `best_of_n` and `judge` take what the commands of the same names take. A judge may be a function of your own;
+`judge_pair` and `rank` ask one about the answers to a single prompt, and `rlaif.testing.check_judge` tests it.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, RlaifError, StopRun
-from rlaif.jobs import Run
+from rlaif.jobs import Run, new_run
 from rlaif.judges.code import JudgeFunction
+from rlaif.single import Comparison, Ranked, judge_pair, rank
 from rlaif.types import Candidate, PreferencePair, Prompt, Ranking, Record, Verdict
 
 __version__ = "0.1.0"
 __all__ = [
     "CallFailed",
     "Candidate",
+    "Comparison",
     "InputError",
     "PreferencePair",
     "Prompt",
+    "Ranked",
     "Ranking",
     "Record",
     "RlaifError",
@@ -35,6 +38,8 @@ __all__ = [
     "best_of_n",
     "generate",
     "judge",
+    "judge_pair",
+    "rank",
 ]
 
 Source = str | Path | Iterable[Any]
@@ -67,10 +72,4 @@ def judge(candidates: Source, *, judge: Judges, out: str | Path, **settings: Any
 
 def _run(command: str, source: Source, out: str | Path, judge: Judges, settings: dict[str, Any]) -> Run:
     judges = [judge] if isinstance(judge, str) or callable(judge) else list(judge)
-    named = [j if isinstance(j, str) else getattr(j, "__name__", type(j).__name__) for j in judges]
-    path = str(source) if isinstance(source, (str, Path)) else None
-    given = {"prompts": path or "(Python)", "out": str(out), "judge": named, **settings, "command": command}
-    policy = given.get("policy")
-    if policy is not None and not isinstance(policy, str):
-        given["policy"] = list(policy)
-    return Run(make_config(given), source=path if path is not None else source, judges=judges)
+    return new_run(command, source, judges, {**settings, "out": out})

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif import against, engine, forecast, records, results
 from rlaif.aio import all_of, iterate
 from rlaif.calls import Client, Tally, billed_as
-from rlaif.config import RunConfig
+from rlaif.config import RunConfig, make_config
 from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
@@ -82,6 +82,19 @@ class _Parts:
                     " or go on all the same with --accept-judge",
                 )
         return None
+
+
+def new_run(
+    command: str, source: str | Path | Iterable[Any], judges: Sequence[str | JudgeFunction], settings: dict[str, Any]
+) -> Run:
+    """A run that is described by `settings` of RunConfig, with judges by name or as functions. Raises InputError."""
+    names = [j if isinstance(j, str) else getattr(j, "__name__", type(j).__name__) for j in judges]
+    path = str(source) if isinstance(source, (str, Path)) else None
+    given = {"prompts": path or "(Python)", "judge": names, **settings, "out": str(settings["out"]), "command": command}
+    policy = given.get("policy")
+    if policy is not None and not isinstance(policy, str):
+        given["policy"] = list(policy)
+    return Run(make_config(given), source=path if path is not None else source, judges=judges)
 
 
 class Run:

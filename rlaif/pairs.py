@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Candidate, PreferencePair, Ranking, Record, Verdict
 
-_TIE = 1e-6
+TIE = 1e-6
 _ENDING = 80
 
 
@@ -66,7 +66,7 @@ def best_worst(record: Record, ranking: Ranking, *, allow_truncated: bool = Fals
         return "no_verdict"
     best, worst = order[0], order[-1]
     p = win_probability(ranking.strengths[best], ranking.strengths[worst])
-    if p < 0.5 + _TIE:
+    if p < 0.5 + TIE:
         return "tied"
     by_id = {c.id: c for c in record.candidates}
     return PreferencePair(

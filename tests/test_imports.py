@@ -19,7 +19,7 @@ LEVELS = [
     ["models"],
     ["judges"],
     ["results", "against", "jobs"],
-    ["display", "voice", "progress", "cli", "__init__"],
+    ["display", "voice", "progress", "single", "testing", "cli", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = {

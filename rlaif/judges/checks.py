@@ -104,10 +104,13 @@ class Checks:
     async def before(self) -> None:
         """Asks the planted questions; `degenerate` says what is wrong with the judge, if anything is."""
         known, hijack = _planted()
-        same = Planted.of("identical", known[0].prompt.text, known[0].better.text, known[0].better.text, tied=True)
-        found = await all_of(*(self._outcome(one) for one in (*known, hijack, same, *self._gold)))
-        self._found = {outcome.id: outcome for outcome in found[: len(known) + 2]}
-        self._by_gold.update(outcome.result for outcome in found[len(known) + 2 :])
+        planted = [*known, hijack]
+        if self._asked.arity != 1:
+            same = known[0].better.text
+            planted.append(Planted.of("identical", known[0].prompt.text, same, same, tied=True))
+        found = await all_of(*(self._outcome(one) for one in (*planted, *self._gold)))
+        self._found = {outcome.id: outcome for outcome in found[: len(planted)]}
+        self._by_gold.update(outcome.result for outcome in found[len(planted) :])
         self.degenerate = _why([self._found[one.id] for one in known])
 
     async def during(self, record: Record, *, allow_truncated: bool) -> None:
