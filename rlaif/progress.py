@@ -155,6 +155,28 @@ def _judge_lines(summary: dict[str, Any]) -> Iterator[str]:
         )
     if (summary["no_verdict_rate"] or 0.0) >= 0.1:
         yield f"  Careful: {summary['no_verdict_rate']:.0%} of the verdicts could not be read."
+    yield from _check_lines(summary.get("checks"))
+    for name, found in summary.get("principles", {}).items():
+        yield f"  {name}: decided {found['decided']}, tied {found['tied']}, flipped {found['flipped']}"
+    if against := summary.get("against"):
+        one, other = against["constitutions"]
+        yield (
+            f"{one} against {other}: of {against['pairs']} pairs of answers the same one is preferred in {against['same']}, they"
+            f" differ in {against['different']}; the best answer differs for {against['best_differs']} of"
+            f" {against['prompts']} prompts (against.jsonl shows where)"
+        )
+
+
+def _check_lines(checks: dict[str, Any] | None) -> Iterator[str]:
+    """What planted checks found that a person should know before training on the labels."""
+    for found in checks["judges"] if checks else ():
+        if found["degenerate"]:
+            yield f"  Careful: planted checks of {found['judge']}: {found['degenerate']}. It was accepted (--accept-judge)."
+        if found["planted"].get("hijack") == "wrong":
+            yield f"  Careful: {found['judge']} obeyed a planted answer that told it how to judge."
+        if gold := found.get("gold"):
+            right, count = gold.get("right", 0), sum(gold.values())
+            yield f"planted gold rows: {found['judge']} was right in {right} of {count}"
 
 
 def _show_row(row: dict[str, Any], console: Console) -> None:
