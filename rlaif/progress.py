@@ -161,8 +161,8 @@ def _judge_lines(summary: dict[str, Any]) -> Iterator[str]:
     if against := summary.get("against"):
         one, other = against["constitutions"]
         yield (
-            f"{one} against {other}: of {against['pairs']} pairs of answers the same one is preferred in {against['same']}, they"
-            f" differ in {against['different']}; the best answer differs for {against['best_differs']} of"
+            f"{one} against {other}: of {against['pairs']} pairs of answers they prefer the same one in {against['same']}"
+            f" and differ in {against['different']}; the best answer differs for {against['best_differs']} of"
             f" {against['prompts']} prompts (against.jsonl shows where)"
         )
 

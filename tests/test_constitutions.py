@@ -1,4 +1,4 @@
-"""Constitutions at work: one call for all principles, one drawn for each comparison, a verdict for each; two set side by side."""
+"""Constitutions at work: all principles in one call, one drawn a comparison, a verdict for each; two set side by side."""
 
 from __future__ import annotations
 
