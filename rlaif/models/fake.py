@@ -28,7 +28,6 @@ from rlaif.templates import read_yaml
 from rlaif.types import Message, Purchase, Reply, Request
 
 _QUALITY = re.compile(r"quality (\d\.\d+)")
-_SECTION = re.compile(r"^\[\w+ answer(?: [A-Z])?\]\n(.*?)(?=\n\[\w+ (?:answer|end))", re.MULTILINE | re.DOTALL)
 _STEEPNESS = 6.0
 _UNREADABLE = "I would rather not say."
 _OPENINGS = ("Here is what matters", "In short", "Let us see", "A fair answer", "To begin with", "The point is")
@@ -119,7 +118,7 @@ def _from_script(entries: list[_Entry], request: Request) -> list[dict[str, Any]
 
 def _scripted(name: str, request: Request) -> list[dict[str, Any]]:
     text = str(request.messages[-1]["content"])
-    shown = _shown_qualities(text)
+    shown = _shown_qualities(text, request.mark)
     with_logprobs = request.logprobs and name != "oracle-text"
     if "[[1]]" in text or (request.logprobs and "one digit" in text):
         return [_rating(name, shown, bool(with_logprobs))]
@@ -161,12 +160,13 @@ def _answer(request: Request, index: int) -> str:
     return f"{_OPENINGS[mark // 1000 % len(_OPENINGS)]}: an answer of quality {quality:.3f}."
 
 
-def _shown_qualities(text: str) -> list[float]:
+def _shown_qualities(text: str, mark: str) -> list[float]:
     """The qualities of the answers shown: of one that names none, 0.5 if it ends like a sentence, else 0.
 
     In a question that marks its answers otherwise, the last two that are named.
     """
-    sections = _SECTION.findall(text)
+    head = rf"^\[{re.escape(mark)} (?:answer(?: [A-Z])?|end)\]\n" if mark else "$^"
+    sections = re.split(head, text, flags=re.MULTILINE)[1:-1]
     if not sections:
         return [float(found) for found in _QUALITY.findall(text)][-2:]
     named = [_QUALITY.findall(section) for section in sections]

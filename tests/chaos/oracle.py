@@ -16,7 +16,7 @@ from typing import Any
 from chaos.behaviour import Behaviour
 
 QUALITY = re.compile(r"quality (\d\.\d+)")
-_ANSWER = re.compile(r"^\[\w+ answer(?: [A-Z])?\]\n(.*?)(?=\n\[\w+ (?:answer|end))", re.MULTILINE | re.DOTALL)
+_ANSWER = re.compile(r"^\[\w+ (?:answer(?: [A-Z])?|end)\]\n", re.MULTILINE)
 THINKING = "Perhaps [[A]], or rather [[B]]; my first draft had quality 0.999."
 _sorted_json = json.JSONEncoder(sort_keys=True).encode
 
@@ -102,7 +102,7 @@ def _verdict(how: Behaviour, body: dict[str, Any]) -> float | str:
     text = text_of(body["messages"][-1])
     shown = [float(q) for q in QUALITY.findall(text)][-2:]
     if len(shown) < 2:  # none of its own answers: one that ends like a sentence is the better one
-        shown = [0.5 if a.rstrip().endswith(".") and "###" not in a else 0.0 for a in _ANSWER.findall(text)]
+        shown = [0.5 if a.rstrip().endswith(".") and "###" not in a else 0.0 for a in _ANSWER.split(text)[1:-1]]
     return 1.0 / (1.0 + math.exp(6.0 * (shown[1] - shown[0]))) if len(shown) == 2 else "I see no two answers."
 
 
