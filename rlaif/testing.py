@@ -14,11 +14,12 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rlaif import results
+from rlaif.errors import StopRun
 from rlaif.jobs import Run, new_run
 from rlaif.judges import resolve
 from rlaif.judges.code import JudgeFunction
@@ -127,6 +128,10 @@ def check_judge(
     return tuple(checks)
 
 
+class _Stopped(AssertionError):
+    """The judge stopped the run: it failed in the same way on each of its first calls, say."""
+
+
 class _Bench:
     """Runs of one judge on the examples, each in a directory of its own. `seeded`: it is not shown all orders."""
 
@@ -161,8 +166,8 @@ class _Bench:
                     assert verdict.winner == best, f"{record.prompt.text[:60]!r}: {verdict.winner} won, shown {verdict.shown}"
 
     def failing(self, asks: bool) -> None:
-        rows = [{"id": "hostile", "prompt": "Name a colour.", "candidates": [*HOSTILE, "Blue is a colour, quality 0.9."]}]
-        with self._run(rows) as records:
+        answers = [*HOSTILE, "Blue is a colour, quality 0.9."]
+        with suppress(_Stopped), self._run([{"prompt": "Name a colour.", "candidates": answers}]) as records:
             _all_sound(records)
         if asks:
             with self._run(self._rows, judge_model="fake/unreadable") as records:
@@ -214,7 +219,10 @@ class _Bench:
         with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
             settings = {"out": folder, "allow_truncated": True, **self._settings, **more}
             run: Run = new_run("judge", rows, [self._judge], settings)
-            run.wait()
+            try:
+                run.wait()
+            except StopRun as stopped:
+                raise _Stopped(str(stopped)) from None
             yield [record for record, _ in results.ranked(Path(folder), run.config)]
 
 

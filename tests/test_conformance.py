@@ -87,6 +87,12 @@ def test_a_judge_that_does_not_hold_is_told_what_was_seen(judge, said):
         check_judge(judge)
 
 
+def test_a_judge_that_fails_from_the_start_says_why():
+    examples = [{"prompt": f"Question {k}?", "candidates": ["one", "two"]} for k in range(8)]
+    with pytest.raises(AssertionError, match="nothing to say"):
+        check_judge(all_fail, examples=examples)
+
+
 def test_an_llm_judge_whose_template_swaps_the_letters_does_not_hold(tmp_path):
     """The template says A where it means the second answer: swap symmetry holds, and the oracle's best loses."""
     text = (data_dir() / "prompts/templates/pairwise-text.txt").read_text()

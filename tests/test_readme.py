@@ -17,6 +17,7 @@ from helpers import COMMAND, ROW_KEYS, Room, environment
 
 pytestmark = pytest.mark.slow
 
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -46,6 +47,23 @@ def test_commands(tmp_path: Path, room: Room) -> None:
 def test_code(code: str, tmp_path: Path, room: Room) -> None:
     (tmp_path / "example.py").write_text(code)
     assert run([sys.executable, "-W", "error", "example.py"], tmp_path, room).strip()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_from_top_to_bottom(page: Path, tmp_path: Path, room: Room) -> None:
+    """Blocks that name a file are written to it; the others run, in one folder, in the order of the page."""
+    text = page.read_text(encoding="utf-8")
+    ran = 0
+    for language, name, code in re.findall(r"^```(\w+) ?(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        if name:
+            (tmp_path / name).write_text(code, encoding="utf-8")
+        elif language == "sh":
+            run(["bash", "-euc", code], tmp_path, room)
+        elif language == "python":
+            (tmp_path / "example.py").write_text(code, encoding="utf-8")
+            assert run([sys.executable, "-W", "error", "example.py"], tmp_path, room).strip()
+        ran += not name
+    assert ran >= 3
 
 
 def test_the_line_of_json_is_one_that_is_written() -> None:
