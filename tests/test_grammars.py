@@ -199,6 +199,7 @@ def test_a_result_behind_recorded_feedback_is_read_and_feedback_alone_is_none():
         ("rating", "[[3]]", (3.0,)),
         ("pairwise", "[[B]]", (0.0, 1.0)),
         ("llmbar-line", "Output (b) is better.\nOutput (a) is worse.", (1.0, 0.0)),
+        ("llmbar-cot", "Therefore, Output (b) is better", "no_verdict"),
         ("arena-hard", "My final verdict is tie: [[A=B]]", (0.5, 0.5)),
         ("arena-hard", "[[A<B]]", "not_offered"),
     ],

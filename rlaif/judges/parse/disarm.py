@@ -45,7 +45,7 @@ def _harmless(pattern: re.Pattern[str], match: re.Match[str], before: str, after
     said = match[0]
     for place in _places(match):
         spaced = f"{said[:place]} {said[place:]}"
-        if not _matches_in(pattern, before, spaced, after):
+        if not _matches_in(pattern, before, spaced, after, len(before) + place):
             return spaced
     return said.translate(_WIDE) if not said.isspace() else said
 
@@ -61,12 +61,13 @@ def _places(match: re.Match[str]) -> Iterator[int]:
             yield place
 
 
-def _matches_in(pattern: re.Pattern[str], before: str, middle: str, after: str) -> bool:
-    """Whether a match touches the middle."""
+def _matches_in(pattern: re.Pattern[str], before: str, middle: str, after: str, space: int) -> bool:
+    """Whether a match touches the middle. One that reaches over its end and not over the space is left to the next pass."""
     start, end = len(before), len(before) + len(middle)
     for match in pattern.finditer(before + middle + after):
         if match.start() >= end:
             return False
-        if match.end() > start and match.end() > match.start():
+        another = (match.start() < start and match.end() <= space) or (match.start() > space and match.end() > end)
+        if start < match.end() > match.start() and not another:
             return True
     return False
