@@ -1,6 +1,7 @@
 """Model names and what they mean.
 
 openai/NAME[@URL]   any OpenAI-compatible endpoint
+hf/ID_OR_DIR        transformers in this process
 gguf/FILE           llama.cpp in this process
 smollm2             the small real model, offline on a CPU
 fake/NAME           a scripted model
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.aio import all_of
 from rlaif.endpoint import MAX_WAIT_S, Endpoint
 from rlaif.errors import InputError, StopRun
-from rlaif.models import fake, gguf, openai, smollm2
+from rlaif.models import convert, fake, gguf, hf, openai, smollm2
 from rlaif.types import Model
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Models:
         self._limits: dict[str, Any] = {"concurrency": concurrency, "rpm": rpm, "tpm": tpm, "max_wait_s": max_wait_s}
         self._extra_body, self._strict = dict(extra_body or {}), strict_model
         self._models: dict[str, Model] = {}
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: dict[str, Endpoint | hf.Hf] = {}
 
     def open(self, name: str) -> Model:
         """The model that `name` means. Raises InputError; sends nothing yet."""
@@ -87,15 +88,15 @@ class Models:
         if kind == "fake" and rest:
             return fake.make(rest)
         if kind == "hf" and rest:
-            raise InputError(f"{name!r}: transformers models are not there yet; use gguf/FILE or an endpoint")
-        raise InputError(f"{name!r} is no model; use openai/NAME[@URL], gguf/FILE, smollm2 or fake/oracle")
+            return self._hf(name, rest)
+        raise InputError(f"{name!r} is no model; use openai/NAME[@URL], hf/ID_OR_DIR, gguf/FILE, smollm2 or fake/oracle")
 
     def _openai(self, rest: str) -> Model:
         name, url = openai.split_url(rest)
         key = openai.api_key_for(name, url)
-        if url not in self._endpoints:
-            self._endpoints[url] = Endpoint(url, **self._limits)
-        endpoint = self._endpoints[url]
+        endpoint = self._endpoints.get(url)
+        if not isinstance(endpoint, Endpoint):
+            endpoint = self._endpoints[url] = Endpoint(url, **self._limits)
         transport = openai.make_transport(self._transport, url, api_key=key, timeout_s=self._timeout_s)
         identity = {"openai": name, "url": url, "extra": self._extra_body}
         return openai.OpenAI(
@@ -107,6 +108,14 @@ class Models:
             extra_body=self._extra_body,
             strict=self._strict,
         )
+
+    def _hf(self, name: str, rest: str) -> Model:
+        where = str(convert.get()) if rest == "smollm2" else rest
+        digests = smollm2.cache_dir() / "digests.json"
+        model = hf.make(where, cache=digests, concurrency=self._concurrency, extra_body=self._extra_body)
+        model.name = name if rest == "smollm2" else model.name
+        self._endpoints[name] = model
+        return model
 
     def _gguf(self, name: str, path: Path) -> Model:
         gguf.llama_cpp()

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from rlaif.errors import InputError
-from rlaif.models import fake, gguf, openai, smollm2
+from rlaif.models import convert, fake, gguf, openai, smollm2
+from rlaif.models.hf import files
 
 
 def known() -> list[tuple[str, str]]:
@@ -16,11 +17,18 @@ def known() -> list[tuple[str, str]]:
         llama = "ready"
     except InputError as error:
         llama = str(error)
+    try:
+        files.need_local()
+        local = "ready"
+    except InputError as error:
+        local = str(error)
     weights = smollm2.find()
     here = f"ready: {weights}" if weights else "not here: rlaif models get smollm2"
     return [
         ("smollm2", here if llama == "ready" else llama),
         ("gguf/FILE", llama),
+        ("hf/ID_OR_DIR", local),
+        ("hf/smollm2", local if local != "ready" or weights else here),
         (
             "openai/NAME[@URL]",
             "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "local endpoints; elsewhere set OPENAI_API_KEY",
@@ -31,9 +39,10 @@ def known() -> list[tuple[str, str]]:
 
 def get(name: str) -> Path:
     """Fetches and verifies the named small model; returns where it is. Raises InputError or StopRun."""
-    if name != "smollm2":
-        raise InputError(f"{name!r} cannot be fetched; only smollm2 can")
-    return smollm2.get()
+    if name not in ("smollm2", "hf/smollm2"):
+        raise InputError(f"{name!r} cannot be fetched; only smollm2 can, and hf/smollm2 for transformers")
+    weights = smollm2.get()
+    return weights if name == "smollm2" else convert.get()
 
 
 def served(url: str) -> list[str]:
