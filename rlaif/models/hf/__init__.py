@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif.errors import CallFailed, InputError, StopRun
+from rlaif.errors import InputError, StopRun
 from rlaif.models import chat
 from rlaif.models.hf import files
 from rlaif.models.hf.settings import Settings, settings_of
@@ -80,44 +80,26 @@ class Hf:
 
     def state(self) -> EndpointState:
         """What it does now, for a person."""
-        begun, waiting = self._worker.counts
-        return {
-            "name": self.name,
-            "in_flight": begun,
-            "limit": self.window,
-            "ceiling": self.window,
-            "waiting": waiting,
-            "rate_per_s": None,
-            "retries": 0,
-            "rate_limited": 0,
-            "held": None,
-        }
+        return self._worker.state(self.name, self.window)
 
     def _load(self) -> Engine:
         from rlaif.models.hf import network, pick, running
+        from rlaif.models.hf.chat_text import encode
 
         settings = self._settings
         loaded = network.load(self._folder, dtype=settings.dtype)
         filters = pick.Filters(settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty)
-        return running.Chat(loaded, lambda request: tokens_of(loaded.tokenizer, request, settings), filters=filters)
 
+        def tokenise(request: Request) -> list[int]:
+            return encode(
+                loaded.tokenizer,
+                request.messages,
+                template=settings.chat_template,
+                generation_prompt=True,
+                variables=settings.chat_template_kwargs,
+            )
 
-def tokens_of(tokenizer: Any, request: Request, settings: Settings) -> list[int]:
-    """The request in the model's chat template, as token ids. Raises CallFailed if the template refuses the messages."""
-    import jinja2
-
-    try:
-        text = tokenizer.apply_chat_template(
-            list(request.messages),
-            tokenize=False,
-            add_generation_prompt=True,
-            chat_template=settings.chat_template,
-            **settings.chat_template_kwargs,
-        )
-    except (jinja2.TemplateError, TypeError, KeyError) as error:
-        raise CallFailed("bad_request", f"the chat template refuses the messages: {error}") from None
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+        return running.Chat(loaded, tokenise, filters=filters)
 
 
 def make(rest: str, *, cache: Path, concurrency: int, extra_body: Mapping[str, Any] | None) -> Hf:

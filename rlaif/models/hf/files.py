@@ -116,6 +116,12 @@ def tensors(file: Path) -> dict[str, Any]:
     return header
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """The model's configuration, of a folder that was checked."""
+    config: dict[str, Any] = _json(folder / "config.json")
+    return config
+
+
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())

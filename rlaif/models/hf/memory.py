@@ -10,21 +10,35 @@ from rlaif.models.hf.network import out_of_memory, release
 T = TypeVar("T")
 R = TypeVar("R")
 
+_USED = 0.8
+
 
 class Fit:
-    """How large a batch may be, in `tokens`: rows times the longest of them, padding counted."""
+    """How large a batch may be, in `tokens`: rows times the longest of them, padding counted.
 
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
+    A batch of more than `enough` tokens, which is as fast a token as a larger one, ends where padding would be a fifth of it.
+    """
+
+    def __init__(self, tokens: int, *, enough: int) -> None:
+        self.tokens, self.enough = tokens, enough
 
     def run(
-        self, items: Sequence[T], length: Callable[[T], int], act: Callable[[list[T]], R]
+        self,
+        items: Sequence[T],
+        length: Callable[[T], int],
+        act: Callable[[list[T]], R],
+        *,
+        read: Callable[[T], int] | None = None,
     ) -> Iterator[tuple[list[T], R | None]]:
-        """(a batch, what `act` makes of it) for all items, like lengths together; None for one that does not fit alone."""
-        waiting = [sorted(items, key=length)]
+        """(a batch, what `act` makes of it) for all items, like lengths together; None for one that does not fit alone.
+
+        `read` is how much of an item's `length` is worked on, where that is less.
+        """
+        work = read or length
+        waiting = [sorted(items, key=work)]
         while waiting:
             batch = waiting.pop()
-            size = rows_within(self.tokens, [length(item) for item in batch])
+            size = self._rows([work(item) for item in batch], [length(item) for item in batch])
             if size < len(batch):
                 waiting.append(batch[:-size])
                 batch = batch[-size:]
@@ -34,14 +48,19 @@ class Fit:
             elif len(batch) == 1:
                 yield batch, None
             else:
-                self.tokens = max(1, len(batch) * length(batch[-1]) // 2)
+                self.tokens = max(1, len(batch) * max(map(length, batch)) // 2)
                 half = len(batch) // 2
                 waiting += [batch[:half], batch[half:]]
 
-
-def rows_within(tokens: int, lengths: Sequence[int]) -> int:
-    """How many rows, from the longest at the end of the ordered `lengths`, are within so many tokens; at least one."""
-    return max(1, min(len(lengths), tokens // max(1, lengths[-1])))
+    def _rows(self, works: Sequence[int], lengths: Sequence[int]) -> int:
+        """How many rows, from the end of the ordered `works`, make a batch; at least one."""
+        rows, used, longest, widest = 0, 0, 0, works[-1]
+        for work, length in zip(reversed(works), reversed(lengths), strict=True):
+            longest, padded = max(longest, length), widest * (rows + 1)
+            if rows and (longest * (rows + 1) > self.tokens or (padded > self.enough and used + work < _USED * padded)):
+                break
+            rows, used = rows + 1, used + work
+        return rows
 
 
 def attempt(act: Callable[[], R]) -> tuple[bool, R | None]:

@@ -83,20 +83,9 @@ class Network:
 
 
 def load(folder: Path, *, dtype: str | None) -> Network:
-    """The network in `folder`, on the GPU if there is one. Raises StopRun if it, or a part of it, cannot be loaded."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = dtype_for(device, dtype)
-    try:
-        with quiet_loading():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            model, said = transformers.AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=kind, local_files_only=True, output_loading_info=True
-            )
-        refuse_missing(folder, said)
-        layers = _layers(folder, DynamicCache(config=model.config).layers)
-        model = model.eval().to(device)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        raise StopRun("model", f"transformers cannot load {str(folder)!r}: {first_line(error)}") from None
+    """The chat model in `folder`, on the GPU if there is one. Raises StopRun if it, or a part of it, cannot be loaded."""
+    model, tokenizer, device = load_parts(folder, transformers.AutoModelForCausalLM, dtype)
+    layers = _layers(folder, DynamicCache(config=model.config).layers)
     takes = frozenset(inspect.signature(model.forward).parameters) & {"position_ids", "logits_to_keep"}
     window, stops = window_of(model.config), _stops(model, tokenizer)
     network = Network(model, tokenizer, device, window, stops, room_tokens=1, token_bytes=1, layers=layers, takes=takes)
@@ -105,6 +94,24 @@ def load(folder: Path, *, dtype: str | None) -> Network:
     network.token_bytes = max(1, states.bytes_per_token())
     network.room_tokens = max(1, int(free_bytes(device) / network.token_bytes))
     return network
+
+
+def load_parts(folder: Path, auto: Any, dtype: str | None) -> tuple[Any, Any, torch.device]:
+    """(the model that the auto class `auto` makes of `folder`, its tokenizer, where it is). Raises StopRun."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        with quiet_loading():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            model, said = auto.from_pretrained(
+                str(folder), dtype=dtype_for(device, dtype), local_files_only=True, output_loading_info=True
+            )
+        model = model.eval().to(device)
+    except Exception as error:  # of transformers, tokenizers, safetensors and torch, which share no kind
+        raise StopRun("model", f"transformers cannot load {str(folder)!r}: {first_line(error)}") from None
+    missing = sorted(said["missing_keys"])
+    if missing:  # transformers gives such ones random values
+        raise StopRun("model", f"{str(folder)!r} has no weights for {', '.join(map(repr, missing[:3]))}: they would be random")
+    return model, tokenizer, device
 
 
 def dtype_for(device: torch.device, dtype: str | None) -> torch.dtype:
@@ -125,13 +132,6 @@ def window_of(config: Any) -> int | None:
     """The most tokens that the model reads, None where its configuration says nothing."""
     window = getattr(config.get_text_config(), "max_position_embeddings", None)
     return window if isinstance(window, int) and window > 0 else None
-
-
-def refuse_missing(folder: Path, said: Any) -> None:
-    """Raises StopRun if weights were not in the files: transformers gives such ones random values."""
-    missing = sorted(said["missing_keys"]) if said else []
-    if missing:
-        raise StopRun("model", f"{str(folder)!r} has no weights for {', '.join(map(repr, missing[:3]))}: they would be random")
 
 
 @contextlib.contextmanager

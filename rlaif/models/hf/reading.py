@@ -16,6 +16,7 @@ from rlaif.models.hf.network import Network
 from rlaif.models.hf.prefixes import Held, State, Tokens, shared
 
 _CPU_TOKENS, _GPU_TOKENS = 8192, 32768
+_CPU_ENOUGH, _GPU_ENOUGH = 256, 4096
 _HELD_SHARE, _MOST_HELD = 0.25, 4 * 2**30
 _MOSTLY = 0.8
 
@@ -36,7 +37,8 @@ class Reader:
         self._network, self._reuse = network, reuse
         limit = min(_MOST_HELD, int(network.room_tokens * network.token_bytes * _HELD_SHARE)) if reuse else 0
         self.held = Held(limit)
-        self.fit = Fit(_GPU_TOKENS if network.device.type == "cuda" else _CPU_TOKENS)
+        gpu = network.device.type == "cuda"
+        self.fit = Fit(_GPU_TOKENS if gpu else _CPU_TOKENS, enough=_GPU_ENOUGH if gpu else _CPU_ENOUGH)
 
     def read(self, sequences: Sequence[Tokens], marks: Sequence[str]) -> Iterator[Read | int]:
         """Each sequence's `Read`, in no fixed order, or its place alone if it does not fit into memory.
@@ -50,15 +52,19 @@ class Reader:
                     for tokens, (_, state) in zip(batch, result or (), strict=result is not None):
                         self.held.put(tokens, state)
         times = Counter(marks)
+        known = [self.held.longest(tokens)[1] for tokens in sequences]
         alone = [
-            times[mark] == 1 and mark != "" and self.held.longest(tokens)[1] < _MOSTLY * len(tokens)
-            for mark, tokens in zip(marks, sequences, strict=True)
+            times[mark] == 1 and mark != "" and held < _MOSTLY * len(tokens)
+            for mark, tokens, held in zip(marks, sequences, known, strict=True)
         ]
 
         def act(places: list[int]) -> list[tuple[torch.Tensor, State]]:
             return self._extend([sequences[place] for place in places])
 
-        for places, result in self.fit.run(range(len(sequences)), lambda place: len(sequences[place]), act):
+        def length(place: int) -> int:
+            return len(sequences[place])
+
+        for places, result in self.fit.run(range(len(sequences)), length, act, read=lambda p: length(p) - known[p]):
             if result is None:
                 yield from places
                 continue

@@ -40,8 +40,12 @@ def settings_of(extra_body: Mapping[str, Any] | None) -> Settings:
         raise InputError(f"--extra-body: {place}: {first['msg']}; a transformers model takes {known}") from None
     if settings.chat_template is None:
         return settings
+    return settings.model_copy(update={"chat_template": read_template(settings.chat_template)})
+
+
+def read_template(file: str) -> str:
+    """The chat template in a file. Raises InputError."""
     try:
-        text = Path(settings.chat_template).expanduser().read_text(encoding="utf-8")
+        return Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise InputError(f"--extra-body: cannot read the chat_template {settings.chat_template!r}: {error}") from None
-    return settings.model_copy(update={"chat_template": text})
+        raise InputError(f"cannot read the chat_template {file!r}: {error}") from None

@@ -12,9 +12,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlaif.errors import StopRun
+
+if TYPE_CHECKING:
+    from rlaif.live import EndpointState
 
 _GATHER_S = 0.003
 """What is asked together comes within this time; a batch begun with the first of it would miss the rest."""
@@ -105,11 +108,20 @@ class Worker:
             self._queue.put(None)
             await asyncio.to_thread(thread.join)
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """(jobs that have begun, jobs that wait)."""
+    def state(self, name: str, at_once: int) -> EndpointState:
+        """What it does now, for a person; `at_once` is how many jobs keep it busy."""
         begun = sum(job.begun for job in self._open)
-        return begun, len(self._open) - begun
+        return {
+            "name": name,
+            "in_flight": begun,
+            "limit": at_once,
+            "ceiling": at_once,
+            "waiting": len(self._open) - begun,
+            "rate_per_s": None,
+            "retries": 0,
+            "rate_limited": 0,
+            "held": None,
+        }
 
     @property
     def stopped(self) -> StopRun | None:
