@@ -300,7 +300,8 @@ class Run:
         config = self.config
         return resolve(
             judge,
-            model=config.judge_model or next(iter(config.policy), None),
+            model=config.judge_model,
+            policy=next(iter(config.policy), None),
             constitution=config.constitution,
             principles=config.principles,
             seed=config.seed,

@@ -10,10 +10,11 @@ from typing import Any
 
 from rlaif.calls import Tally
 from rlaif.errors import InputError, StopRun
-from rlaif.judges import code
+from rlaif.judges import code, recorded, reward
 from rlaif.judges.llm import Forms, LlmJudge
-from rlaif.judges.spec import FunctionSpec, JurySpec, LlmSpec, Principles, load_spec
+from rlaif.judges.spec import FunctionSpec, JurySpec, LlmSpec, Principles, RecordedSpec, load_spec
 from rlaif.ledger import Ledger
+from rlaif.models import smollm2
 from rlaif.prices import guess_tokens
 from rlaif.templates import data_dir, find, load_constitution
 from rlaif.types import Answers, Candidate, Judge, Prompt, Verdict
@@ -48,6 +49,7 @@ class _Given:
     """What a command says about its judges; it takes precedence over their specs."""
 
     model: str | None
+    policy: str | None
     constitution: str | None
     principles: Principles | None
     seed: int
@@ -59,15 +61,16 @@ def resolve(
     *,
     model: str | None,
     constitution: str | None,
+    policy: str | None = None,
     principles: Principles | None = None,
     seed: int = 0,
     timeout_s: float = code.TIMEOUT_S,
 ) -> list[JudgePlan]:
     """What `judge` means: one plan, several for a jury or for a verdict a principle. Raises InputError.
 
-    `model`, `constitution` and `principles` take precedence over a spec's.
+    `model`, `constitution` and `principles` take precedence over a spec's; `policy` drives LLM judges that name no model.
     """
-    return _resolve(judge, _Given(model, constitution, principles, seed, timeout_s), ())
+    return _resolve(judge, _Given(model, policy, constitution, principles, seed, timeout_s), ())
 
 
 def _resolve(judge: str | code.JudgeFunction, given: _Given, inside: tuple[Path, ...]) -> list[JudgePlan]:
@@ -99,7 +102,11 @@ def _from_spec(judge: str, path: Path, given: _Given, inside: tuple[Path, ...]) 
         if not file.endswith(".py"):
             raise InputError(f"judge {judge!r} ({path}): function: {spec.function!r} is not FILE.py:FUNCTION")
         return [_from_file(judge, _beside(path, file) or find("judges", file, ".py"), function, given)]
-    raise AssertionError
+    if isinstance(spec, RecordedSpec):
+        file = str(_beside(path, spec.verdicts) or spec.verdicts)
+        replayed = recorded.load(file, judge=spec.judge, config=spec.config, grammar=spec.grammar)
+        return [_from_function(replayed, given.timeout_s, name=path.stem, source=replayed.source)]
+    return [_reward(spec, given)]
 
 
 def _beside(path: Path, name: str) -> Path | None:
@@ -117,21 +124,38 @@ def _from_file(judge: str, path: Path, function: str, given: _Given) -> JudgePla
 
 
 def _from_function(
-    function: code.JudgeFunction, timeout_s: float, *, name: str | None = None, source: str | None = None, checked: bool = False
+    function: code.JudgeFunction, timeout_s: float, *, name: str | None = None, source: str | None = None
 ) -> JudgePlan:
     code.timeout_of(function)
 
     def build(_: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
         return code.CodeJudge(function, ledger, tally, name=name, source=source, timeout_s=timeout_s)
 
-    return JudgePlan(None, code.arity_of(function), build, check=build if checked else None)
+    return JudgePlan(None, code.arity_of(function), build)
+
+
+def _reward(spec: reward.RewardSpec, given: _Given) -> JudgePlan:
+    """A reward model: opened now, loaded with its first call, and opened again where an earlier run has closed it."""
+    named = (given.model or spec.model or "").removeprefix("hf/")
+    spec = spec.model_copy(update={"model": named or None})
+    cache = smollm2.cache_dir() / "digests.json"
+    scorers = [reward.open_scorer(spec, cache=cache)]
+
+    def build(_: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
+        if scorers[0].stopped is not None:
+            scorers[0] = reward.open_scorer(spec, cache=cache)
+        scorer = scorers[0]
+        function = reward.judge_of(scorer)
+        return code.CodeJudge(function, ledger, tally, name=scorer.name, source=scorer.digest, engine=scorer)
+
+    return JudgePlan(None, 1, build, check=build)
 
 
 # LLM judges
 
 
 def _llm(judge: str, name: str, spec: Any, given: _Given) -> list[JudgePlan]:
-    model = given.model or spec.model
+    model = given.model or spec.model or given.policy
     if model is None:
         raise InputError(f"judge {judge!r} needs a model: give --judge-model")
     constitution = load_constitution(given.constitution or spec.constitution or DEFAULT_CONSTITUTION)

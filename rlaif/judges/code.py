@@ -24,7 +24,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from rlaif.calls import Tally
 from rlaif.errors import InputError, StopRun
@@ -47,10 +47,21 @@ _LIBRARIES = tuple({str(Path(sysconfig.get_path(name))) for name in ("stdlib", "
 JudgeFunction = Callable[[Prompt, Sequence[Candidate]], Any]
 
 
+class Engine(Protocol):
+    """What a function works with and does not own."""
+
+    def stop(self, reason: StopRun) -> None:
+        """Lets no further call begin."""
+
+    async def close(self) -> None:
+        """Frees what it holds."""
+
+
 class CodeJudge:
     """Calls a function and keeps what it said: an async one at most 64 times at once, others one after another, in a thread.
 
-    A call may take `timeout_s`, or what the function's own attribute of that name says.
+    A call may take `timeout_s`, or what the function's own attribute of that name says. `engine` is what the function works
+    with, a reward model say: it is stopped and closed with the judge.
     """
 
     def __init__(
@@ -62,11 +73,12 @@ class CodeJudge:
         name: str | None = None,
         source: str | None = None,
         timeout_s: float = TIMEOUT_S,
+        engine: Engine | None = None,
     ) -> None:
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
         self.arity, self.orders = arity_of(function), 0
         self.digest = digest(["code", self.name, source or source_digest(function), self.arity])
-        self._function, self._ledger, self._tally = function, ledger, tally
+        self._function, self._ledger, self._tally, self._engine = function, ledger, tally, engine
         self._timeout_s = timeout_of(function, timeout_s)
         kind = (TaskRunner, self._verdict_later) if _is_async(function) else (ThreadRunner, self._verdict)
         self._new_runner: Callable[..., ThreadRunner | TaskRunner] = kind[0]
@@ -81,9 +93,13 @@ class CodeJudge:
         self._stopped = reason
         if self._runner is not None:
             self._runner.stop(reason)
+        if self._engine is not None:
+            self._engine.stop(reason)
 
     async def close(self) -> None:
-        """Nothing to free."""
+        """Closes the engine, if there is one."""
+        if self._engine is not None:
+            await self._engine.close()
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """The function's verdict on `shown`; one that raises, hangs or returns no usable scores has an error instead."""

@@ -40,15 +40,16 @@ _HEADS = re.compile(r"(^|\.)(score|classifier|classification_head|logits_proj|se
 class RewardSpec(BaseModel):
     """A YAML spec of a reward model.
 
-    `model` is a folder or a hub ID. `system` is put before conversations that have no system message. `label` names the
-    output that is the reward, where there are several; `chat_template` a Jinja file, where the model has none.
-    `batch_tokens` is the most that one forward pass reads, padding counted.
+    `model` is a folder or a hub ID, `hf/` before it or not; --judge-model takes precedence. `system` is put before
+    conversations that have no system message. `label` names the output that is the reward, where there are several;
+    `chat_template` a Jinja file, where the model has none. `batch_tokens` is the most that one forward pass reads, padding
+    counted.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     kind: Literal["reward"] = "reward"
-    model: str
+    model: str | None = None
     system: str | None = None
     label: str | None = None
     chat_template: str | None = None
@@ -60,7 +61,8 @@ class RewardScorer:
     """A reward model in this process; it is loaded with the first call. `digest` knows it and its settings by content."""
 
     def __init__(self, spec: RewardSpec, folder: Path, *, weights: str, label: int, chat_template: str | None) -> None:
-        self.name = f"reward:{folder.resolve().name if Path(spec.model).expanduser().is_dir() else spec.model}"
+        name = spec.model or str(folder)
+        self.name = f"reward:{folder.resolve().name if Path(name).expanduser().is_dir() else name}"
         self.digest = digest(["reward", weights, spec.system, label, chat_template, spec.dtype])
         self._spec, self._folder, self._label, self._template = spec, folder, label, chat_template
         self._worker = Worker(f"reward-{folder.name}", self._load)
@@ -182,6 +184,8 @@ class Rewards:
 
 def open_scorer(spec: RewardSpec, *, cache: Path) -> RewardScorer:
     """The reward model of `spec`, whose files are known to be whole; digests are remembered in `cache`. Raises InputError."""
+    if spec.model is None:
+        raise InputError("a reward judge needs a model: give --judge-model hf/ID_OR_DIR, or `model` in its spec")
     files.need_local()
     folder = files.folder_of(spec.model)
     files.check(folder)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rlaif.errors import InputError
 from rlaif.judges.llm import LETTERS
+from rlaif.judges.reward import RewardSpec
 from rlaif.templates import read_yaml
 
 Principles = Literal["all", "sampled", "each"]
@@ -78,7 +79,7 @@ class JurySpec(_Spec):
 
 
 Spec = Annotated[
-    PairwiseSpec | PointwiseSpec | ListwiseSpec | RecordedSpec | FunctionSpec | JurySpec,
+    PairwiseSpec | PointwiseSpec | ListwiseSpec | RewardSpec | RecordedSpec | FunctionSpec | JurySpec,
     Field(discriminator="kind"),
 ]
 LlmSpec = PairwiseSpec | PointwiseSpec | ListwiseSpec

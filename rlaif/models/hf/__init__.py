@@ -8,7 +8,7 @@ penalties of the model's own generation settings are not used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,7 @@ class Hf:
         self.name = name
         self.identity: Mapping[str, Any] = {"hf": digest, "extra": said}
         self.window = min(concurrency, WINDOW)
+        self.specials: Sequence[str] = files.specials(folder)
         self._folder, self._settings = folder, settings
         self._worker = Worker(f"hf-{folder.name}", self._load)
 

@@ -140,6 +140,16 @@ def has_chat_template(folder: Path) -> bool:
         raise InputError(f"{str(folder)!r} is no whole transformers model: 'tokenizer_config.json' is damaged") from None
 
 
+def specials(folder: Path) -> tuple[str, ...]:
+    """The texts that the tokenizer reads as more than text, as its files list them."""
+    file = folder / "tokenizer.json"
+    try:
+        added = _json(file).get("added_tokens", []) if file.is_file() else []
+        return tuple(token["content"] for token in added if token.get("special") and token["content"].strip())
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise InputError(f"{str(folder)!r} is no whole transformers model: 'tokenizer.json' is damaged") from None
+
+
 def digest_of(folder: Path, cache: Path) -> str:
     """A digest of the folder's configuration, tokenizer and weights, the same wherever the folder is.
 
