@@ -63,7 +63,8 @@ class Client:
         self, model: Model, ledger: Ledger, tally: Tally, *, role: str, budget: Callable[[], object] = no_budget
     ) -> None:
         self.name, self.identity = model.name, model.identity
-        self.constrains, self.window, self.free, self.specials = model.constrains, model.window, model.free, model.specials
+        self.window, self.free, self.specials = model.window, model.free, model.specials
+        self.can_constrain = model.can_constrain
         self.ledger, self.tally, self.role, self.budget, self._model = ledger, tally, role, budget, model
         self.billed = billed_as(model)
         self._flying: dict[tuple[int, bytes], asyncio.Future[Choice]] = {}

@@ -206,7 +206,7 @@ class Model(Protocol):
     """Something that answers chat requests.
 
     `identity` is what the ledger's keys know it by, `max_n` the most choices in a response, `window` how many prompts at
-    once keep it busy; `constrains` says that it honours `Request.choices`, `free` that its calls cost no money. `specials` are
+    once keep it busy; `free` says that its calls cost no money. `specials` are
     texts that it reads as more than text, as far as they are known beyond those that chat models commonly use.
     """
 
@@ -214,12 +214,14 @@ class Model(Protocol):
     identity: Mapping[str, Any]
     max_n: int
     window: int
-    constrains: bool
     free: bool
     specials: Sequence[str]
 
     async def send(self, request: Request, purchase: Purchase) -> Reply:
         """Buys one response, keeps it and parses it. Raises CallFailed, Unsupported or StopRun."""
+
+    async def can_constrain(self) -> bool:
+        """Whether it honours `Request.choices`."""
 
     def read(self, body: bytes) -> Reply:
         """Parses a kept body, purely. Raises CallFailed if it is no answer."""
@@ -235,9 +237,11 @@ class Answers(Protocol):
     """A model as judges see it: an answer already bought is not bought again."""
 
     name: str
-    constrains: bool
     specials: Sequence[str]
     identity: Mapping[str, Any]
+
+    async def can_constrain(self) -> bool:
+        """Whether the model honours `Request.choices`."""
 
     async def answer(self, request: Request) -> Choice:
         """The one answer to `request`. Raises CallFailed, Unsupported or StopRun."""

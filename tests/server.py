@@ -54,7 +54,8 @@ def make_app(default: Behaviour) -> web.Application:
         down = room(request).down()
         if down is not None:
             return (await wire.send(request, wire.Reply(down.status, {}, down.said(None)), down.sent, 0.0))[0]
-        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model"}]})
+        owner = room(request).behaviour.owner or "nobody"
+        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": owner}]})
 
     async def behave(request: web.Request) -> web.Response:
         try:

@@ -53,10 +53,13 @@ PLAIN = "A plain answer, as one gives it."
 class Noting:
     """A model that notes what it is asked and says what it is told to."""
 
-    name, identity, specials, constrains = "noting", {"noting": 1}, ("<own|token>",), False
+    name, identity, specials = "noting", {"noting": 1}, ("<own|token>",)
 
     def __init__(self, say: str = "I cannot decide.") -> None:
         self.say, self.asked = say, list[Request]()
+
+    async def can_constrain(self) -> bool:
+        return False
 
     async def answer(self, request: Request) -> Choice:
         self.asked.append(request)

@@ -14,20 +14,21 @@ from pathlib import Path
 
 import pytest
 
+import rlaif
 from rlaif import engine, pairs
 from rlaif.calls import Client, Tally
 from rlaif.errors import CallFailed, InputError, Unsupported
 from rlaif.judges import resolve
-from rlaif.judges.llm import Forms, LlmJudge, mark_for
+from rlaif.judges.llm import KINDS, Forms, LlmJudge, mark_for
 from rlaif.ledger import Ledger
 from rlaif.models import Models
 from rlaif.ranking.bradley_terry import rank
-from rlaif.templates import data_dir, load_constitution
+from rlaif.templates import data_dir, load_constitution, read_yaml
 from rlaif.types import Candidate, Choice, Prompt, Record, Request, Verdict
 
 PROMPT = Prompt("p", ({"role": "user", "content": "What is a good answer?"},))
 GOOD, BAD = Candidate("p/0", "quality 0.9"), Candidate("p/1", "quality 0.2, and at some length")
-SPECS = sorted(p.stem for p in (data_dir() / "judges").glob("*.yaml"))
+SPECS = sorted(p.stem for p in (data_dir() / "judges").glob("*.yaml") if read_yaml(p)["kind"] in KINDS)
 FUNCTIONS = sorted(f"{p.name}:{p.stem}" for p in (data_dir() / "judges").glob("*.py"))
 OWN = """
 def two(prompt, candidates):
@@ -87,6 +88,9 @@ class Answering:
 
     def __init__(self, say, *, constrains: bool = False) -> None:
         self.say, self.constrains, self.asked = say, constrains, []
+
+    async def can_constrain(self) -> bool:
+        return self.constrains
 
     async def answer(self, request: Request) -> Choice:
         self.asked.append(request)
@@ -203,6 +207,32 @@ def test_a_model_that_can_be_constrained_is_not_asked_for_text(listed):
     verdict = say(pairwise(model))
     assert verdict.scale == "probability" and verdict.scores == pytest.approx((2 / 3, 1 / 3))
     assert all(request.logprobs and request.choices in ((), ("A", "B")) for request in model.asked)
+
+
+@pytest.mark.parametrize(
+    ("owner", "asked"),
+    [
+        ("vllm", {"structured_outputs": {"choice": ["A", "B"]}, "guided_choice": ["A", "B"]}),
+        ("sglang", {"regex": "(A|B)"}),
+        ("llamacpp", {"grammar": 'root ::= "A" | "B"'}),
+        ("somebody", {}),
+        ("", {}),
+    ],
+)
+@pytest.mark.parametrize("transport", ["aiohttp", "openai"])
+def test_a_server_that_can_hold_an_answer_to_choices_is_asked_to(tmp_path, room, owner, asked, transport):
+    """A model that would rather write sentences: its server lists probabilities as they were before the constraint."""
+    room.set(logprobs="vague", owner=owner)
+    rows = [{"prompt": "q", "candidates": ["quality 0.9", "quality 0.2"]}]
+    run = rlaif.judge(rows, judge="pairwise", judge_model=room.model(), out=tmp_path, transport=transport)
+    (record,) = run
+    assert all(v.scale == "vote" and v.winner.endswith("/0") for v in record.verdicts)
+    bodies = [e["body"] for e in room.log()]
+    held = [
+        {k: v for k, v in body.items() if k in ("structured_outputs", "guided_choice", "regex", "grammar")} for body in bodies
+    ]
+    assert [h for h in held if h] == ([asked] * 2 if asked else [])
+    assert any("[[A]]" in body["messages"][-1]["content"] for body in bodies) == (not asked), "else it is asked as text"
 
 
 def test_a_judge_told_to_write_is_never_asked_for_letters():

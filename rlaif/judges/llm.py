@@ -42,6 +42,8 @@ KINDS: dict[str, tuple[str, tuple[str, ...], Scale]] = {
 }
 """Of each kind: what its verdicts are, the placeholders that only its templates have, the scale of a verdict as text."""
 
+_Found = tuple[tuple[float, ...], Scale]
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -113,9 +115,9 @@ class LlmJudge:
         ask = self._question(prompt, shown, among)
         known = Verdict(self.name, ids, None, principle=ask.principle.id if ask.principle else None, weight=self._weight)
         try:
-            scores = await self._by_token(ask) if self._logprobs and ask.mark not in self._without else None
-            if scores is not None:
-                return replace(known, scores=scores, scale="probability" if self._scale == "vote" else self._scale)
+            found = await self._by_token(ask) if self._logprobs and ask.mark not in self._without else None
+            if found is not None:
+                return replace(known, scores=found[0], scale=found[1])
             request = ask.request(self._forms.text, self._text_grammar, temperature=0.0, max_tokens=self._max_tokens)
             choice = await self._model.answer(request)
         except CallFailed as error:
@@ -173,7 +175,7 @@ class LlmJudge:
 
     # The bare option
 
-    async def _by_token(self, ask: _Question) -> tuple[float, ...] | None:
+    async def _by_token(self, ask: _Question) -> _Found | None:
         """The scores by the options' probabilities, None where they cannot be had."""
         assert self._token_grammar is not None
         try:
@@ -198,33 +200,41 @@ class LlmJudge:
             self._fall_back(f"{self._model.name} gives no log-probabilities")
             _remember(self._without, ask.mark, None)
             return None
-        scores = self._read(choice, _MASS_NEEDED)
-        if scores is None and self._model.constrains:
-            scores = await self._constrained(ask, choice)
-        if scores is None:
+        found = self._read(choice, _MASS_NEEDED)
+        if found is None and await self._model.can_constrain():
+            found = await self._constrained(ask, choice)
+        if found is None:
             self._fall_back(f"{self._model.name} does not answer with the bare verdict")
-        return scores
+        return found
 
-    async def _constrained(self, ask: _Question, choice: Choice) -> tuple[float, ...] | None:
+    async def _constrained(self, ask: _Question, choice: Choice) -> _Found | None:
         """The scores by the probabilities under the constraint: these here over their sum, where each option is listed.
 
-        Only where one is too unlikely to be listed does the model have to be asked.
+        Only where one is too unlikely to be listed does the model have to be asked. A server that lists probabilities as
+        they were before the constraint gives the option that it chose, as a vote.
         """
         assert self._token_grammar is not None
-        if not self._token_grammar.lists_all(choice.first_token or {}):
-            try:
-                choice = await self._option(ask, choices=self._token_grammar.options)
-            except Unsupported:
-                return None
-        return self._read(choice, 0.0)
+        if self._token_grammar.lists_all(choice.first_token or {}):
+            return self._read(choice, 0.0)
+        choice = await self._option(ask, choices=self._token_grammar.options)
+        if choice.error:
+            return None
+        if self._token_grammar.lists_all(choice.first_token or {}):
+            return self._read(choice, 0.0)
+        try:
+            return self._token_grammar.read(choice.text), self._scale
+        except Unreadable:
+            return None
 
-    def _read(self, choice: Choice, mass_needed: float) -> tuple[float, ...] | None:
+    def _read(self, choice: Choice, mass_needed: float) -> _Found | None:
         assert self._token_grammar is not None
         try:
             scores, mass = self._token_grammar.read_token(choice.first_token or {})
         except Unreadable:
             return None
-        return scores if mass >= mass_needed else None
+        if mass < mass_needed:
+            return None
+        return scores, "probability" if self._scale == "vote" else self._scale
 
     async def _option(self, ask: _Question, *, choices: tuple[str, ...]) -> Choice:
         template, grammar = self._forms.token, self._token_grammar

@@ -38,7 +38,6 @@ class Fake:
 
     max_n = 128
     window = 64
-    constrains = False
     free = True
     specials: Sequence[str] = ()
 
@@ -61,6 +60,10 @@ class Fake:
     def read(self, body: bytes) -> Reply:
         """The parsed response."""
         return chat.read(body)
+
+    async def can_constrain(self) -> bool:
+        """False."""
+        return False
 
     def stop(self, reason: StopRun) -> None:
         """Lets no further call out."""

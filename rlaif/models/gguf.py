@@ -21,7 +21,7 @@ from typing import Any
 
 from rlaif.endpoint import Endpoint
 from rlaif.errors import InputError, StopRun
-from rlaif.models import chat
+from rlaif.models import chat, guided
 from rlaif.models.odd import Oddities
 from rlaif.models.openai import AiohttpTransport, OpenAI
 from rlaif.responses import Response
@@ -42,7 +42,6 @@ class Gguf:
 
     max_n = SLOTS
     window = SLOTS
-    constrains = True
     free = True
     specials: Sequence[str] = ()
 
@@ -76,6 +75,10 @@ class Gguf:
     def read(self, body: bytes) -> Reply:
         """The parsed response."""
         return chat.read(body)
+
+    async def can_constrain(self) -> bool:
+        """True."""
+        return True
 
     def stop(self, reason: StopRun) -> None:
         """Lets no further call out."""
@@ -117,8 +120,7 @@ class _Loaded(OpenAI):
         body = super()._body(request)
         body["cache_prompt"] = True
         if request.choices:
-            body["grammar"] = "root ::= " + " | ".join(json.dumps(choice) for choice in request.choices)
-            body |= {
+            body |= guided.grammar(request.choices) | {
                 "post_sampling_probs": True,
                 "logprobs": True,
                 "top_logprobs": _GRAMMAR_LOGPROBS,

@@ -22,7 +22,7 @@ import orjson
 
 from rlaif.endpoint import Endpoint
 from rlaif.errors import CallFailed, InputError, StopRun, Unsupported
-from rlaif.models import chat
+from rlaif.models import chat, guided
 from rlaif.models.odd import Oddities
 from rlaif.responses import Rejected, Response, TransportError
 from rlaif.types import Purchase, Reply, Request
@@ -48,6 +48,9 @@ class Transport(Protocol):
     async def post(self, body: dict[str, Any]) -> Response:
         """The endpoint's response, whatever its status. Raises TransportError if there is none."""
 
+    async def models(self) -> Any:
+        """What the endpoint lists as its models, None if it lists none."""
+
     async def close(self) -> None:
         """Closes the connections."""
 
@@ -56,7 +59,6 @@ class OpenAI:
     """A model behind an OpenAI-compatible endpoint."""
 
     max_n = 128
-    constrains = False
     specials: Sequence[str] = ()
     free = False
 
@@ -80,6 +82,7 @@ class OpenAI:
         self._renamed: dict[str, str] = {}
         self._accepted, self._rejected = Counter[str](), Counter[str]()
         self._strict, self.oddities = strict, Oddities(name, served_as)
+        self._guided: asyncio.Task[guided.Fields | None] | None = None
 
     async def send(self, request: Request, purchase: Purchase) -> Reply:
         """One kept response. Raises CallFailed, Unsupported("logprobs") or StopRun."""
@@ -116,6 +119,15 @@ class OpenAI:
         """The parsed response."""
         return chat.read(body)
 
+    async def can_constrain(self) -> bool:
+        """Whether the server is one that holds an answer to a list of choices; it is asked once."""
+        if self._guided is None:
+            self._guided = asyncio.ensure_future(self._look())
+        return await asyncio.shield(self._guided) is not None
+
+    async def _look(self) -> guided.Fields | None:
+        return guided.fields_of(await self._transport.models())
+
     def stop(self, reason: StopRun) -> None:
         """Lets no further call out."""
         self._endpoint.stop(reason)
@@ -126,6 +138,8 @@ class OpenAI:
 
     def _body(self, request: Request) -> dict[str, Any]:
         body = chat.request_body(self._served_as, request, self._extra)
+        if request.choices and self._guided is not None and (fields := self._guided.result()) is not None:
+            body |= fields(request.choices)
         for name in self._dropped:
             body.pop(name, None)
         for name, instead in self._renamed.items():
@@ -204,6 +218,17 @@ class AiohttpTransport:
             said = f"the connection broke: {type(error).__name__}: {error}"
             raise TransportError(said, kind="broken", partial=partial) from None
 
+    async def models(self) -> Any:
+        """What the endpoint lists as its models, None if it lists none."""
+        import aiohttp
+
+        session = self._session or self._open()
+        try:
+            async with session.get(f"{self._url}/models") as response:
+                return await response.json() if response.status == 200 else None
+        except (aiohttp.ClientError, OSError, ValueError):
+            return None
+
     async def post_json(self, url: str, payload: Any) -> Any:
         """The JSON that another path of the same server answers to `payload`. Raises aiohttp's errors."""
         session = self._session or self._open()
@@ -244,10 +269,7 @@ class OpenAITransport:
         """The endpoint's response. Raises TransportError if there is none within the time."""
         import openai
 
-        if self._client is None:
-            connect_s = min(_CONNECT_S, self._timeout_s / 2)
-            self._client = openai.AsyncOpenAI(timeout=openai.Timeout(self._timeout_s, connect=connect_s), **self._settings)
-        raw = self._client.chat.completions.with_raw_response
+        raw = self._open().chat.completions.with_raw_response
         try:
             response = await asyncio.wait_for(
                 raw.create(
@@ -274,6 +296,24 @@ class OpenAITransport:
             said = f"the response is larger than {MAX_BODY_BYTES} bytes"
             raise TransportError(said, kind="too_big", partial=payload[:_KEPT_BYTES])
         return Response(response.status_code, dict(response.headers), payload)
+
+    async def models(self) -> Any:
+        """What the endpoint lists as its models, None if it lists none."""
+        import openai
+
+        try:
+            listed = await self._open().models.with_raw_response.list()
+            return json.loads(listed.content)
+        except (openai.OpenAIError, ValueError):
+            return None
+
+    def _open(self) -> openai.AsyncOpenAI:
+        import openai
+
+        if self._client is None:
+            connect_s = min(_CONNECT_S, self._timeout_s / 2)
+            self._client = openai.AsyncOpenAI(timeout=openai.Timeout(self._timeout_s, connect=connect_s), **self._settings)
+        return self._client
 
     async def close(self) -> None:
         """Closes the client."""

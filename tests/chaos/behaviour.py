@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 FAULTS = ("rate_limit", "server_error", "reset", "html", "cut_json")
 CHOICES = {
-    "logprobs": ("given", "ignored"),
+    "logprobs": ("given", "ignored", "vague"),
     "thinking": ("", "field", "block", "tail"),
     "answers": ("varied", "same", "empty", "blank"),
     "judge": ("oracle", "first", "tie", "unreadable", "contradictory"),
@@ -32,7 +32,9 @@ class Behaviour:
     missing_choices: int = 0
     """So many fewer than asked for, where more than one is asked for."""
     logprobs: str = "given"
-    """given, or silently ignored."""
+    """given, silently ignored, or vague: the letters are not among the likely tokens."""
+    owner: str = ""
+    """Whom the list of models names as owner: vllm, sglang and llamacpp hold an answer to the choices that a request names."""
     refuses: str = ""
     """A field that is answered with 400."""
     refusal: str = ""

@@ -71,11 +71,13 @@ def _choice(how: Behaviour, asked: Asked, index: int, verdict: float | str | Non
     elif isinstance(verdict, str):
         text = verdict
     elif scored:
-        text = "A" if verdict >= 0.5 else "B"
+        held = any(name in asked.body for name in ("structured_outputs", "regex", "grammar"))
+        text = "The" if how.logprobs == "vague" and not held else "A" if verdict >= 0.5 else "B"
     else:
         text = "I compared them. " + ("[[C]]" if verdict == 0.5 else "[[A]]" if verdict > 0.5 else "[[B]]")
-    if scored and how.logprobs == "given":
-        likely = {"I": 0.9, "We": 0.1} if probability is None else {"A": probability, "B": 1.0 - probability}
+    if scored and how.logprobs != "ignored":
+        vague = probability is None or how.logprobs == "vague"
+        likely = {"I": 0.9, "We": 0.1} if vague or probability is None else {"A": probability, "B": 1.0 - probability}
         logprobs = _logprobs(likely)
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if how.thinking == "field":

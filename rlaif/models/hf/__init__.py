@@ -35,7 +35,6 @@ class Hf:
     """
 
     max_n = MAX_N
-    constrains = True
     free = True
 
     def __init__(self, name: str, folder: Path, *, digest: str, settings: Settings, concurrency: int = WINDOW) -> None:
@@ -65,6 +64,10 @@ class Hf:
     def read(self, body: bytes) -> Reply:
         """The parsed response."""
         return chat.read(body)
+
+    async def can_constrain(self) -> bool:
+        """True."""
+        return True
 
     def stop(self, reason: StopRun) -> None:
         """Lets no further call begin; those that wait for their turn raise `reason`."""
