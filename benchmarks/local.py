@@ -13,8 +13,8 @@ is started as rlaif starts its own. Each measurement has a fresh process; the tw
 
 `hf/smollm2`, transformers in this process:
 
-* samples: as above, against transformers' own `generate` with prompts of like length together, at the batch size (of 8, 16,
-  32 and 64 rows) that is fastest here; the tokens are those generated up to each answer's end.
+* samples: as above, against transformers' own `generate` with prompts of like length together, at the batch size (of 8, 16 and
+  32 rows) that is fastest here; the tokens are those generated up to each answer's end.
 * judge calls: as above, with shared prefixes read once, against each call read from its beginning.
 * rewards: conversations through a classifier on the same body, together and one after another.
 """
@@ -256,7 +256,7 @@ def rewards(rows: Sequence[dict[str, Any]], together: bool) -> Measured:
 
 
 def measure_hf(
-    prompts: Sequence[dict[str, Any]], to_judge: int, repeats: int, batches: Sequence[int] = (8, 16, 32, 64)
+    prompts: Sequence[dict[str, Any]], to_judge: int, repeats: int, batches: Sequence[int] = (8, 16, 32)
 ) -> list[list[str]]:
     """The rows of the table of transformers."""
     samples, verdicts, scored = (dict[str, list[Measured]]() for _ in range(3))
@@ -325,7 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A local model through rlaif and by a bare client.")
     parser.add_argument("--prompts", type=int, default=6, help="to sample for (%(default)s)")
     parser.add_argument("--to-judge", type=int, default=3, help="of these, to compare the answers of (%(default)s)")
-    parser.add_argument("--hf-prompts", type=int, default=16, help="to sample for with transformers (%(default)s)")
+    parser.add_argument("--hf-prompts", type=int, default=8, help="to sample for with transformers (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--only", choices=("gguf", "hf"), help="one of the two")
     args = parser.parse_args()

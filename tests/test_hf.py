@@ -582,6 +582,7 @@ def test_a_model_with_other_states_than_keys_and_values_is_refused(tmp_path: Pat
 # The small real model
 
 
+@pytest.mark.slow
 def test_the_real_model_talks_sense_and_follows_its_seed(real: Path, tmp_path: Path):
     capital = Request(user("What is the capital of France?"), temperature=0.0, max_tokens=40)
     fruits = Request(user("Name three fruits."), n=3, temperature=1.0, max_tokens=30, seed=7)
@@ -592,6 +593,7 @@ def test_the_real_model_talks_sense_and_follows_its_seed(real: Path, tmp_path: P
     assert 0 < two.completion_tokens <= 90
 
 
+@pytest.mark.slow
 def test_the_real_model_is_the_gguf_file(real: Path, tmp_path: Path):
     """llama.cpp, which rounds more, finds about the same tokens likely."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is missing: pip install 'rlaif[gguf]'")
@@ -611,6 +613,7 @@ def test_the_real_model_is_the_gguf_file(real: Path, tmp_path: Path):
     assert {token: ours.choices[0].first_token.get(token, 0.0) for token in likely} == pytest.approx(likely, abs=0.03)
 
 
+@pytest.mark.slow
 def test_real_verdicts_are_those_of_a_plain_forward_pass(real: Path):
     loaded = network.load(real, dtype=None)
     calls = judge_calls(random.Random(5), 2)
@@ -622,6 +625,7 @@ def test_real_verdicts_are_those_of_a_plain_forward_pass(real: Path):
         assert [one["logprob"] for one in listed] == pytest.approx(wanted.values.tolist(), abs=2e-3)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_real_model_offline(real: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 

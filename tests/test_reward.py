@@ -247,6 +247,7 @@ def test_rewards_rank_the_candidates_of_a_run(one: Path, tmp_path: Path):
         assert row["chosen"][0]["content"] == chosen
 
 
+@pytest.mark.slow
 def test_a_head_on_the_real_model_scores_a_batch_as_one_by_one(tmp_path: Path):
     if smollm2.find() is None:
         pytest.skip("the weights are missing: rlaif models get smollm2")

@@ -10,13 +10,13 @@ from rlaif.models.hf.network import out_of_memory, release
 T = TypeVar("T")
 R = TypeVar("R")
 
-_USED = 0.8
+_USED = 0.9
 
 
 class Fit:
     """How large a batch may be, in `tokens`: rows times the longest of them, padding counted.
 
-    A batch of more than `enough` tokens, which is as fast a token as a larger one, ends where padding would be a fifth of it.
+    A batch of more than `enough` tokens, which is as fast a token as a larger one, ends where padding would be a tenth of it.
     """
 
     def __init__(self, tokens: int, *, enough: int) -> None:
