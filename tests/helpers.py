@@ -104,7 +104,7 @@ class Books:
 def environment(**more: str) -> dict[str, str]:
     """The environment without what would change the meaning of a command, and without planted checks of judges."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI_", "RLAIF_")) and not k.lower().endswith("_proxy")}
-    return kept | {"NO_COLOR": "1", "COLUMNS": "200", "RLAIF_CHECKS": "0"} | more
+    return kept | {"NO_COLOR": "1", "COLUMNS": "200", "RLAIF_CHECKS": "0", "HF_HUB_OFFLINE": "1"} | more
 
 
 def rlaif(*arguments: object, expect: int = 0, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
