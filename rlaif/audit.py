@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from rlaif.degenerate import KINDS
 from rlaif.pairs import flips
 from rlaif.types import PreferencePair, Record, Verdict
 
@@ -23,12 +24,16 @@ class Audit:
         self._failed: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
         self._principles: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._degenerate: Counter[str] = Counter()
 
     def add(self, record: Record) -> None:
         """Counts a record's verdicts. Flips are over pairs judged readably in both orders, by a judge each."""
         for candidate in record.candidates:
             if candidate.error:
                 self._fail("policy", candidate.error)
+            elif candidate.empty or candidate.truncated or candidate.degenerate:
+                kind = "empty" if candidate.empty else "truncated" if candidate.truncated else candidate.degenerate
+                self._degenerate[str(kind)] += 1
         count = self._counts
         count["records"] += 1
         count["verdicts"] += len(record.verdicts)
@@ -65,6 +70,10 @@ class Audit:
             {"of": kind[0], "count": count, "error": self._examples[kind]}
             for kind, count in self._failed.most_common(_MOST_FAILURES)
         ]
+
+    def degenerate(self) -> dict[str, int]:
+        """How many candidates are degenerate, by kind in the order of `rlaif.degenerate.KINDS`; failed ones are none."""
+        return {kind: self._degenerate[kind] for kind in KINDS if self._degenerate[kind]}
 
     def add_pair(self, pair: PreferencePair) -> None:
         """Counts a pair; pairs of equal length say nothing of length."""

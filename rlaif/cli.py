@@ -64,6 +64,13 @@ _SAMPLING = {
     "seed": _option(int, metavar="N", help="Seed of the run. [default: 0]"),
     "allow_truncated": _option(bool, "--allow-truncated", help="Let answers cut at the token limit into pairs."),
 }
+_ALLOWING = {
+    "allow_degenerate": _option(
+        bool,
+        "--allow-degenerate",
+        help="Let answers into pairs that rules find degenerate: loops, echoes, refusals without a reason, another language.",
+    ),
+}
 _JUDGING = {
     "judge": _option(
         list[str],
@@ -174,13 +181,13 @@ _CANDIDATES = (
     ],
     None,
 )
-_ALL = _SAMPLING | _JUDGING | _RUNNING
+_ALL = _SAMPLING | _ALLOWING | _JUDGING | _RUNNING
 _add("generate", "Sample answers to prompts, judge them, and write DIR/dpo.jsonl.", _PROMPTS, _ALL)
 _add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl.", _PROMPTS, _ALL)
 _AGAINST = {
     "against": _option(str, metavar="NAME", help="Another constitution: also write where the two differ, to DIR/against.jsonl.")
 }
-_add("judge", "Judge answers that already exist, and write DIR/dpo.jsonl.", _CANDIDATES, _JUDGING | _AGAINST | _RUNNING)
+_add("judge", "Judge answers that already exist, and write DIR/dpo.jsonl.", _CANDIDATES, _ALLOWING | _JUDGING | _AGAINST | _RUNNING)
 
 
 @app.command("export")

@@ -75,6 +75,7 @@ class RunConfig(BaseModel):
     dedupe: bool = False
     replace: bool = False
     allow_truncated: bool = False
+    allow_degenerate: bool = False
     extra_body: Annotated[dict[str, Any], AfterValidator(_is_json)] = {}
     concurrency: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=600.0, gt=0.0, allow_inf_nan=False)

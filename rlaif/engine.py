@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
-from rlaif import pairs
+from rlaif import degenerate, pairs
 from rlaif.aio import all_of
 from rlaif.errors import StopRun
 from rlaif.keys import seed_of
@@ -28,6 +29,7 @@ async def run(
     *,
     window: int,
     allow_truncated: bool,
+    allow_degenerate: bool = False,
     save: Callable[[Record], Awaitable[None]] | None = None,
     stopping: Stopping = lambda: None,
     on_stop: Callable[[StopRun], object] = lambda reason: None,
@@ -39,6 +41,7 @@ async def run(
     one more in each place; then the work waits too.
     """
     waiting = iter(prompts)
+    eligible = partial(pairs.eligible, allow_truncated=allow_truncated, allow_degenerate=allow_degenerate)
     finished: asyncio.Queue[Record | None] = asyncio.Queue(window)
     stop: list[BaseException] = []
     told: list[StopRun] = []
@@ -50,7 +53,7 @@ async def run(
                 prompt = next(waiting, None)
                 if prompt is None:
                     return
-                record = await _record(prompt, propose, judges, allow_truncated, why_stop)
+                record = await _record(prompt, propose, judges, eligible, why_stop)
                 if save is not None:
                     await save(record)
                 await finished.put(record)
@@ -86,10 +89,14 @@ async def _after(places: Sequence[asyncio.Future[None]], finished: asyncio.Queue
 
 
 async def _record(
-    prompt: Prompt, propose: Propose, judges: Sequence[Judge], allow_truncated: bool, stopping: Stopping
+    prompt: Prompt,
+    propose: Propose,
+    judges: Sequence[Judge],
+    eligible: Callable[[Sequence[Candidate]], list[Candidate]],
+    stopping: Stopping,
 ) -> Record:
-    candidates = await propose(prompt)
-    shown = pairs.eligible(candidates, allow_truncated=allow_truncated)
+    candidates = degenerate.marked(prompt, await propose(prompt))
+    shown = eligible(candidates)
     verdicts: list[Verdict] = []
     if len(shown) >= 2:
         for said in await all_of(*(_verdicts(prompt, shown, judge, stopping) for judge in judges)):

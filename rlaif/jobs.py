@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import against, engine, forecast, records, results
+from rlaif import against, degenerate, engine, forecast, records, results
 from rlaif.aio import all_of, iterate
 from rlaif.calls import Client, Tally, billed_as
 from rlaif.config import RunConfig, make_config
@@ -369,7 +369,15 @@ class Run:
             )
         fingerprint = await asyncio.to_thread(self._source.fingerprint)
         same = fingerprint is not None and fingerprint == ledger.meta("source")
-        plan = digest([[judge.digest for judge in parts.judges], config.n, config.allow_truncated])
+        plan = digest(
+            [
+                [judge.digest for judge in parts.judges],
+                config.n,
+                config.allow_truncated,
+                config.allow_degenerate,
+                degenerate.RULES,
+            ]
+        )
         stored = {name: json.dumps(value) for name, value in facts.items()}
         await ledger.begin(
             stored | {"config": config.to_yaml(), "source": fingerprint or ""},
@@ -432,6 +440,7 @@ class Run:
             parts.judges,
             window=parts.window,
             allow_truncated=config.allow_truncated,
+            allow_degenerate=config.allow_degenerate,
             save=save,
             stopping=stopping,
             on_stop=on_stop,

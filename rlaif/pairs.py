@@ -3,7 +3,7 @@
 Every record ends in a pair or in a reason:
 
     sampling_failed   no candidate has any text, and some failed
-    ineligible        fewer than two candidates are left without the truncated and the empty ones
+    ineligible        fewer than two candidates are left without the empty, the truncated and the degenerate ones
     identical         the candidates that are left all say the same
     no_verdict        no judge said anything readable about them
     tied              the judges find them equally good
@@ -27,9 +27,14 @@ def normalised(text: str) -> str:
     return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 
-def eligible(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> list[Candidate]:
-    """The candidates worth judging, the first of each that says the same: not empty, not truncated unless allowed."""
-    usable = _usable(candidates, allow_truncated)
+def eligible(
+    candidates: Sequence[Candidate], *, allow_truncated: bool = False, allow_degenerate: bool = False
+) -> list[Candidate]:
+    """The candidates worth judging, the first of each that says the same: not empty; truncated or degenerate if allowed.
+
+    Degenerate are those that `rlaif.degenerate` has marked. One that is truncated, too, needs both permissions.
+    """
+    usable = _usable(candidates, allow_truncated, allow_degenerate)
     if _end_apart([c.text for c in usable]):
         return usable
     first: dict[str, Candidate] = {}
@@ -38,8 +43,12 @@ def eligible(candidates: Sequence[Candidate], *, allow_truncated: bool = False) 
     return list(first.values())
 
 
-def _usable(candidates: Sequence[Candidate], allow_truncated: bool) -> list[Candidate]:
-    return [c for c in candidates if (allow_truncated or not c.truncated) and not c.empty]
+def _usable(candidates: Sequence[Candidate], allow_truncated: bool, allow_degenerate: bool) -> list[Candidate]:
+    return [
+        c
+        for c in candidates
+        if (allow_truncated or not c.truncated) and (allow_degenerate or c.degenerate is None) and not c.empty
+    ]
 
 
 def _end_apart(texts: Sequence[str]) -> bool:
@@ -49,17 +58,19 @@ def _end_apart(texts: Sequence[str]) -> bool:
     return len({(w[-2], w[-1]) for w in words if len(w) > 2}) == len(texts)
 
 
-def why_not_judged(candidates: Sequence[Candidate], *, allow_truncated: bool = False) -> str:
+def why_not_judged(candidates: Sequence[Candidate], *, allow_truncated: bool = False, allow_degenerate: bool = False) -> str:
     """The reason of a record with fewer than two different eligible candidates."""
     if all(c.empty for c in candidates):
         return "sampling_failed" if any(c.error for c in candidates) else "ineligible"
-    return "identical" if len(_usable(candidates, allow_truncated)) >= 2 else "ineligible"
+    return "identical" if len(_usable(candidates, allow_truncated, allow_degenerate)) >= 2 else "ineligible"
 
 
-def best_worst(record: Record, ranking: Ranking, *, allow_truncated: bool = False) -> PreferencePair | str:
+def best_worst(
+    record: Record, ranking: Ranking, *, allow_truncated: bool = False, allow_degenerate: bool = False
+) -> PreferencePair | str:
     """The strongest candidate against the weakest, or the reason why there is no pair."""
     if len(ranking.ids) < 2:
-        return why_not_judged(record.candidates, allow_truncated=allow_truncated)
+        return why_not_judged(record.candidates, allow_truncated=allow_truncated, allow_degenerate=allow_degenerate)
     judged = compared(record.verdicts)
     order = sorted((k for k, c in enumerate(ranking.ids) if c in judged), key=lambda k: (-ranking.strengths[k], k))
     if len(order) < 2:
@@ -95,14 +106,14 @@ class Best:
     n: int
 
 
-def best_of_n(record: Record, ranking: Ranking, *, allow_truncated: bool = False) -> Best | str:
+def best_of_n(record: Record, ranking: Ranking, *, allow_truncated: bool = False, allow_degenerate: bool = False) -> Best | str:
     """The strongest candidate, the first one of equals, or the reason why there is none.
 
     Candidates that all say the same need no verdict: any of them is the best, with p_win 1/2.
     """
-    usable = _usable(record.candidates, allow_truncated)
+    usable = _usable(record.candidates, allow_truncated, allow_degenerate)
     if not usable:
-        return why_not_judged(record.candidates, allow_truncated=allow_truncated)
+        return why_not_judged(record.candidates, allow_truncated=allow_truncated, allow_degenerate=allow_degenerate)
     judged = compared(record.verdicts) if len(ranking.ids) >= 2 else set(ranking.ids)
     if not judged:
         return "no_verdict"

@@ -2,6 +2,9 @@
 
 A prompt's body is canonical: keys are sorted, equal content gives equal bytes. A body that orjson cannot write (integers of
 more than 64 bits, deep nesting) is json's and starts with a space; half a surrogate pair, which is no text, becomes "?".
+
+A record opens with the version of the rules by which its candidates were marked as degenerate. One that was made under other
+rules, or before there were any, is marked anew when it is read.
 """
 
 from __future__ import annotations
@@ -12,23 +15,41 @@ from typing import Any
 
 import orjson
 
+from rlaif import degenerate
 from rlaif.types import Candidate, Message, Prompt, Record, Verdict
+
+_MARKED = tuple(b'%s{"rules":%d,' % (space, degenerate.RULES) for space in (b"", b" "))
 
 
 def dump(record: Record) -> bytes:
-    """The record's candidates and verdicts; `load` is its inverse."""
+    """The record's candidates, marked as they are, and verdicts; `load` is its inverse."""
     return _encode(
-        {"candidates": [_candidate(c) for c in record.candidates], "verdicts": [_verdict(v) for v in record.verdicts]}
+        {
+            "rules": degenerate.RULES,
+            "candidates": [_candidate(c) for c in record.candidates],
+            "verdicts": [_verdict(v) for v in record.verdicts],
+        }
     )
 
 
 def load(prompt: Prompt, body: bytes) -> Record:
     """The record of `prompt` in `body`."""
-    data = _decode(body)
+    data, known = _decode(body), is_marked(body)
     candidates = [
-        Candidate(c["id"], c["text"], c.get("model", ""), c.get("finish"), c.get("thinking"), c.get("error"), c.get("score"))
+        Candidate(
+            c["id"],
+            c["text"],
+            c.get("model", ""),
+            c.get("finish"),
+            c.get("thinking"),
+            c.get("error"),
+            c.get("score"),
+            c.get("degenerate") if known else None,
+        )
         for c in data["candidates"]
     ]
+    if not known:
+        candidates = degenerate.marked(prompt, candidates)
     verdicts = [
         Verdict(
             v["judge"],
@@ -43,6 +64,11 @@ def load(prompt: Prompt, body: bytes) -> Record:
         for v in data["verdicts"]
     ]
     return Record(prompt, tuple(candidates), tuple(verdicts))
+
+
+def is_marked(body: bytes) -> bool:
+    """Whether the candidates in a record's body were marked by the rules of today: then `load` makes no use of the prompt."""
+    return body.startswith(_MARKED)
 
 
 def dump_prompt(prompt: Prompt, candidates: Sequence[Candidate] = ()) -> bytes:
@@ -80,6 +106,8 @@ def _candidate(candidate: Candidate) -> dict[str, Any]:
         body["error"] = candidate.error
     if candidate.score is not None:
         body["score"] = candidate.score
+    if candidate.degenerate is not None:
+        body["degenerate"] = candidate.degenerate
     return body
 
 

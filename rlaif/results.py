@@ -67,6 +67,7 @@ def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str
         "prompts": audit.records,
         "pairs": audit.records - audit.dropped.total(),
         "dropped": dict(sorted(audit.dropped.items())),
+        "degenerate": audit.degenerate(),
         **spend,
         **audit.numbers(),
         "failures": audit.failures(),
@@ -89,9 +90,9 @@ def format_of(config: RunConfig) -> str:
 
 def pair_of(record: Record, config: RunConfig) -> PreferencePair | str:
     """The pair of one record by itself, its position terms not pooled with others', or the reason for none."""
-    allow_truncated = config.allow_truncated
-    (ranking,) = bradley_terry.rank([record], [_eligible(record, allow_truncated)])
-    return pairs.best_worst(record, ranking, allow_truncated=allow_truncated)
+    allowed = _allowed(config)
+    (ranking,) = bradley_terry.rank([record], [_eligible(record, allowed)])
+    return pairs.best_worst(record, ranking, **allowed)
 
 
 def stored_config(ledger: Ledger) -> RunConfig:
@@ -105,26 +106,26 @@ def stored_config(ledger: Ledger) -> RunConfig:
 def ranked(directory: Path, config: RunConfig) -> Iterator[tuple[Record, Ranking]]:
     """The finished records of a run directory in input order, each with its ranking. Raises InputError."""
     with closing(Ledger.read(directory)) as ledger, ledger.snapshot():
-        yield from _rankings(partial(ledger.records, config.limit), config.allow_truncated)
+        yield from _rankings(partial(ledger.records, config.limit), _allowed(config))
 
 
-def _rankings(stored: Stored, allow_truncated: bool) -> Iterator[tuple[Record, Ranking]]:
+def _rankings(stored: Stored, allowed: Mapping[str, bool]) -> Iterator[tuple[Record, Ranking]]:
     """Records in input order, each with its ranking. Reads the records twice and holds none of them."""
-    with bradley_terry.fit(_ranked(stored(), allow_truncated)) as fitted:
+    with bradley_terry.fit(_ranked(stored(), allowed)) as fitted:
         for row, strengths in zip(stored(), fitted.strengths, strict=True):
             record = _record(*row)
-            yield record, bradley_terry.ranking(_eligible(record, allow_truncated), record.verdicts, strengths)
+            yield record, bradley_terry.ranking(_eligible(record, allowed), record.verdicts, strengths)
 
 
 def _selected(stored: Stored, config: RunConfig, form: str, audit: Audit) -> Iterator[PreferencePair | Best]:
     """Selections in input order, each record counted in `audit`."""
-    allow_truncated = config.allow_truncated
-    for record, ranking in _rankings(stored, allow_truncated):
+    allowed = _allowed(config)
+    for record, ranking in _rankings(stored, allowed):
         audit.add(record)
-        pair = pairs.best_worst(record, ranking, allow_truncated=allow_truncated)
+        pair = pairs.best_worst(record, ranking, **allowed)
         if isinstance(pair, PreferencePair):
             audit.add_pair(pair)
-        one = pair if form == "dpo" else pairs.best_of_n(record, ranking, allow_truncated=allow_truncated)
+        one = pair if form == "dpo" else pairs.best_of_n(record, ranking, **allowed)
         if isinstance(one, str):
             audit.drop(one)
         else:
@@ -139,16 +140,22 @@ def _rows(selected: Iterable[PreferencePair | Best]) -> Iterator[dict[str, Any]]
 _NO_PROMPT = Prompt("", ())
 
 
-def _ranked(rows: Iterable[Row], allow_truncated: bool) -> Iterator[Ranked]:
+def _ranked(rows: Iterable[Row], allowed: Mapping[str, bool]) -> Iterator[Ranked]:
     """What the fit needs of each record."""
-    for *_, body in rows:
-        record = records.load(_NO_PROMPT, body)
-        yield _eligible(record, allow_truncated), record.verdicts
+    for row in rows:
+        body = row[3]
+        record = records.load(_NO_PROMPT, body) if records.is_marked(body) else _record(*row)
+        yield _eligible(record, allowed), record.verdicts
 
 
 def _record(ordinal: int, id: str, prompt: bytes, body: bytes) -> Record:
     return records.load(records.load_prompt(ordinal, id, prompt)[0], body)
 
 
-def _eligible(record: Record, allow_truncated: bool) -> list[str]:
-    return [c.id for c in pairs.eligible(record.candidates, allow_truncated=allow_truncated)]
+def _allowed(config: RunConfig) -> dict[str, bool]:
+    """Which kinds of answers `pairs` lets in."""
+    return {"allow_truncated": config.allow_truncated, "allow_degenerate": config.allow_degenerate}
+
+
+def _eligible(record: Record, allowed: Mapping[str, bool]) -> list[str]:
+    return [c.id for c in pairs.eligible(record.candidates, **allowed)]

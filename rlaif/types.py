@@ -37,7 +37,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One answer to a prompt. `id` is unique within the prompt; `error` says why there is no text."""
+    """One answer to a prompt. `id` is unique within the prompt; `error` says why there is no text.
+
+    `degenerate` is the kind of fault that rules found in its words (`rlaif.degenerate`), None for none or not looked at.
+    """
 
     id: str
     text: str
@@ -46,6 +49,7 @@ class Candidate:
     thinking: str | None = None
     error: str | None = None
     score: float | None = None
+    degenerate: str | None = None
 
     @property
     def truncated(self) -> bool:

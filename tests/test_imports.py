@@ -14,7 +14,10 @@ import rlaif
 PACKAGE = Path(rlaif.__file__).parent
 LEVELS = [
     ["types", "errors"],
-    ["keys", "templates", "config", "data", "records", "ranking", "pairs", "audit", "export", "prices", "forecast", "pace"],
+    [
+        *("keys", "templates", "config", "data", "records", "degenerate", "ranking", "pairs", "audit", "export"),
+        *("prices", "forecast", "pace"),
+    ],
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
