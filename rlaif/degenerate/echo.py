@@ -9,6 +9,8 @@ LEAST_CHARACTERS, LEAST_WIDE = 24, 10
 """A shorter prompt (of a script without spaces: LEAST_WIDE) can be answered in its own words: "Good morning!"."""
 SIZE = 0.2
 """The lengths differ by at most this share of the prompt: an answer that adds more than that says something of its own."""
+MORE_CHARACTERS, MORE_WORDS = 12, 2
+"""What may come to the whole of a short prompt: "Answer:", a bracket, a name."""
 SAME = 0.9
 """The least share of the pairs of neighbouring words that the two have in common: marks and a word may change."""
 
@@ -29,7 +31,7 @@ _WIDE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 def echoes(asked: str, text: str) -> bool:
     """Whether `text` is nearly only what was `asked`, by the constants, and was not asked for."""
     size = len(asked)
-    if not (1 - SIZE) * size - 2 <= len(text.strip()) <= (1 + SIZE) * size + 2:
+    if not (1 - SIZE) * size - 2 <= len(text.strip()) <= size + max(SIZE * size, MORE_CHARACTERS):
         return False
     if size < (LEAST_WIDE if _WIDE.search(asked) else LEAST_CHARACTERS):
         return False
@@ -39,7 +41,13 @@ def echoes(asked: str, text: str) -> bool:
         return False
     ours, theirs = _neighbours(asked), _neighbours(text)
     common = len(ours & theirs)
-    return common > 0 and common >= SAME * max(len(ours), len(theirs)) and _GIVES_TEXT_BACK.search(asked) is None
+    same = common >= SAME * max(len(ours), len(theirs)) or (common == len(ours) and len(theirs) <= common + MORE_WORDS)
+    return common > 0 and same and not gives_text_back(asked)
+
+
+def gives_text_back(asked: str) -> bool:
+    """Whether a prompt asks for a text of its own again, changed or not."""
+    return _GIVES_TEXT_BACK.search(asked) is not None
 
 
 def _neighbours(text: str) -> set[tuple[str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 
@@ -19,17 +20,17 @@ SAMPLE = 800
 """Characters that are looked at, from the beginning of the prose: what comes later is in the language that it began in."""
 GLANCE, GLANCE_SHARE, GLANCE_KINDS = 400, 0.08, 4
 """At this many characters it is mostly seen that an answer is in the prompt's language: with so many of its function words,
-four different ones, no other language is twice as frequent in running prose."""
-LEAST_WORDS = 20
+four different ones, no other language has half as many again."""
+LEAST_WORDS = 12
 """Fewer words of prose are too few to tell: a name, a title, a label, a line of code."""
 LEAST_WIDE = 20
 """Letters of a script without spaces, of which one or two make a word."""
 WORDS_SHARE = 0.15
 """Function words of the language, among all words: running prose has 0.25 to 0.5, other languages' prose below 0.1."""
-LEAD = 2.0
-"""The language's function words are at least so many times those of the next one: neighbours share some ("de", "la", "en")."""
+LEAD = 1.5
+"""The language's function words are at least so many times those of the next one: some are shared ("de", "la", "en")."""
 LEAST_KINDS = 6
-"""So many different function words: one alone, however frequent, may be a name, a unit or a variable."""
+"""So many different function words, or one in four words where they are few: one alone may be a name, a unit, a variable."""
 SCRIPT_SHARE = 0.8
 """A text is in a script if so much of it is: two letters of Chinese count as a word, five of Latin."""
 FOREIGN_SHARE = 0.1
@@ -134,35 +135,55 @@ _ASKS_LANGUAGE = re.compile(
 
 def language_of(text: str) -> str | None:
     """The language's ISO 639-1 code; None where the text is too short, mixed, no prose or in a language that is not known."""
-    return _told(text)[0]
+    return _told(text).language
 
 
 def in_wrong_language(prompt: Prompt, text: str) -> bool:
-    """Whether prompt and answer are in two languages that can be told, and the prompt neither names one nor mixes them."""
+    """Whether prompt and answer are in two languages that can be told, and the prompt neither names one nor mixes them.
+
+    Of two scripts it need not be known which languages they write.
+    """
     asked = str(prompt.messages[-1]["content"]) if prompt.messages else ""
-    ours, weights = _told_once(asked)
-    if ours is None:
+    ours = _told_once(asked)
+    if ours.script is None:
         return False
-    if ours in _WORDS and _holds(_WORDS[ours], text[:GLANCE].lower().split()):
+    if ours.language in _WORDS and _holds(_WORDS[ours.language], text[:GLANCE].lower().split()):
         return False  # as nearly every answer
-    theirs, answer = _told(text)
-    if theirs is None or theirs == ours:
+    theirs = _told(text)
+    if theirs.script is None:
         return False
-    script = max(answer, key=answer.__getitem__)
-    if script != max(weights, key=weights.__getitem__) and weights[script] > FOREIGN_SHARE * weights.total():
-        return False
-    return {ours, theirs} != {"zh", "ja"} and not any(_ASKS_LANGUAGE.search(str(m["content"])) for m in prompt.messages)
+    if theirs.script == ours.script:
+        differ = None not in (ours.language, theirs.language) and ours.language != theirs.language
+    else:
+        differ = {ours.script, theirs.script} != {"han", "kana"} and ours.weights[
+            theirs.script
+        ] <= FOREIGN_SHARE * ours.weights.total()
+    return differ and not names_language(prompt)
 
 
-def _told(text: str) -> tuple[str | None, Counter[str]]:
-    """The language, and how many words, about, there are in each script."""
+def names_language(prompt: Prompt) -> bool:
+    """Whether any message names a language, or speaks of translation."""
+    return any(_ASKS_LANGUAGE.search(str(m["content"])) for m in prompt.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """The language if it can be told, the script if it is prose of one, and about how many words there are in each script."""
+
+    language: str | None
+    script: str | None
+    weights: Counter[str]
+
+
+def _told(text: str) -> _Told:
     sample = text[: 2 * SAMPLE]
     if "`" in sample or "http" in sample or "$" in sample:
         sample = _NO_PROSE.sub(" ", sample)
     sample = sample[:SAMPLE]
     if sample.isascii() or _OTHER.search(sample) is None:
         words = _WORD.findall(sample.lower())
-        return _by_words(words, "latin"), Counter(latin=len(words))
+        language = _by_words(words, "latin")
+        return _Told(language, language and "latin", Counter(latin=len(words)))
     weights = Counter({name: found for name, pattern in _LETTERS.items() if (found := len(pattern.findall(sample)))})
     wide = sum(weights[name] for name in _WIDE_SCRIPTS)
     for name in weights:
@@ -171,11 +192,12 @@ def _told(text: str) -> tuple[str | None, Counter[str]]:
     if weights["kana"] and weights["kana"] * 6 >= weights["han"]:  # Japanese is written in both
         weights["kana"] += weights.pop("han", 0)
     script, most = weights.most_common(1)[0]
-    if most < SCRIPT_SHARE * weights.total():
-        return None, weights
-    if script in ("latin", "cyrillic"):
-        return _by_words(_WORD.findall(sample.lower()), script), weights
-    return _BY_SCRIPT[script] if most >= LEAST_WORDS or wide >= LEAST_WIDE else None, weights
+    if most < SCRIPT_SHARE * weights.total() or (most < LEAST_WORDS and (script not in _WIDE_SCRIPTS or wide < LEAST_WIDE)):
+        return _Told(None, None, weights)
+    if script not in ("latin", "cyrillic"):
+        return _Told(_BY_SCRIPT[script], script, weights)
+    language = _by_words(_WORD.findall(sample.lower()), script)
+    return _Told(language, script if language or script != "latin" else None, weights)
 
 
 _told_once = lru_cache(maxsize=64)(_told)
@@ -192,7 +214,7 @@ def _by_words(words: list[str], script: str) -> str | None:
 
 def _is_in(language: str, words: list[str]) -> bool:
     """Whether enough of the words, and enough different ones, are function words of the language."""
-    return _holds(_WORDS[language], words, WORDS_SHARE, LEAST_KINDS)
+    return _holds(_WORDS[language], words, WORDS_SHARE, min(LEAST_KINDS, len(words) // 4))
 
 
 def _holds(known: frozenset[str], words: list[str], share: float = GLANCE_SHARE, kinds: int = GLANCE_KINDS) -> bool:

@@ -24,9 +24,9 @@ SHORT_CHARACTERS = 80
 """In an answer of a few lines a loop of this length counts if half of the answer is in it; a shorter one only at the end."""
 HALF = 0.5
 """For short loops; for units of digits or in fenced code, where equal rows can be meant; and for repeated paragraphs."""
-PARAGRAPH_REPEATS = 3
-"""Paragraphs, longer than LONGEST_UNIT, that stand three times in a row: no song repeats its verse at once."""
-LONGEST_UNIT = 160
+PARAGRAPH_CHARACTERS, PARAGRAPH_REPEATS = 160, 3
+"""A paragraph of this length that stands three times in a row, and is half of the answer: no song repeats a verse at once."""
+LONGEST_UNIT = 240
 """The longest unit that is looked for everywhere; of longer ones only those that fill half of the answer are found."""
 
 MARKS = 6
@@ -86,17 +86,18 @@ def loops(text: str) -> bool:
         start, end = _extent(text, place, again - place)
         if _spoils(text, start, end, again - place, scale):
             return True
-        place = max(place + step, end - 2 * probe)
+        past = end - probe + 1  # where the loop breaks: a longer one that holds it begins to show
+        place = past if past >= place + step // 4 else place + step
     return _paragraphs(text)
 
 
 def _paragraphs(text: str) -> bool:
     """Whether half of the text is one long unit, three times or more. Three places are enough to meet such a loop."""
     size = len(text)
-    if size < PARAGRAPH_REPEATS * LONGEST_UNIT:
+    if size < PARAGRAPH_REPEATS * PARAGRAPH_CHARACTERS:
         return False
     for place in (size // 10, size * 2 // 5, size * 7 // 10):
-        again = text.find(text[place : place + 32], place + LONGEST_UNIT)
+        again = text.find(text[place : place + 32], place + PARAGRAPH_CHARACTERS)
         if again < 0:
             continue
         start, end = _extent(text, place, again - place)
