@@ -18,7 +18,7 @@ from rlaif.types import Prompt
 
 SAMPLE = 800
 """Characters that are looked at, from the beginning of the prose: what comes later is in the language that it began in."""
-GLANCE, GLANCE_SHARE, GLANCE_KINDS = 400, 0.08, 4
+GLANCE, GLANCE_SHARE, GLANCE_KINDS = 300, 0.08, 4
 """At this many characters it is mostly seen that an answer is in the prompt's language: with so many of its function words,
 four different ones, no other language has half as many again."""
 LEAST_WORDS = 12
@@ -27,6 +27,8 @@ LEAST_WIDE = 20
 """Letters of a script without spaces, of which one or two make a word."""
 WORDS_SHARE = 0.15
 """Function words of the language, among all words: running prose has 0.25 to 0.5, other languages' prose below 0.1."""
+CLEAR_SHARE = 0.25
+"""So many English function words are English, and no other language has to be tried."""
 LEAD = 1.5
 """The language's function words are at least so many times those of the next one: some are shared ("de", "la", "en")."""
 LEAST_KINDS = 6
@@ -206,6 +208,8 @@ _told_once = lru_cache(maxsize=64)(_told)
 def _by_words(words: list[str], script: str) -> str | None:
     if len(words) < LEAST_WORDS:
         return None
+    if script == "latin" and _holds(_WORDS["en"], words, CLEAR_SHARE, LEAST_KINDS):
+        return "en"
     languages = _CYRILLIC if script == "cyrillic" else [name for name in _WORDS if name not in _CYRILLIC]
     found = Counter({name: sum(map(_WORDS[name].__contains__, words)) for name in languages})
     (first, most), (_, next_most) = found.most_common(2)

@@ -60,6 +60,7 @@ _LAUGHING = re.compile(
 _LAUGH_CHARACTERS = frozenset("哈呵嘻嘿啊呜哇嗯喵汪")
 _SYMBOL = re.compile("[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff]")  # no lines, blocks or Braille: those draw
 _ENDING = 400
+_STEP = 100  # with a probe of 12 and REPEATS of a unit: no loop of LEAST_CHARACTERS lies between two steps
 
 
 def asks_for_repetition(asked: str) -> bool:
@@ -74,7 +75,7 @@ def loops(text: str) -> bool:
         return False
     # a letter of a script without spaces holds about as much as three of Latin script
     scale = 3 if not text.isascii() and _WIDE.search(text[:200]) else 1
-    step = min(LEAST_CHARACTERS // 2 // scale, max(size // 8, 4))
+    step = min(_STEP // scale, max(size // 8, 4))
     probe = 4 if scale > 1 else min(12, step)
     reach, place = LONGEST_UNIT + probe, 0
     find = text.find
