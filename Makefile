@@ -38,7 +38,7 @@ bench: .venv/.installed-dev
 
 .venv/.installed-dev: pyproject.toml constraints/cpu.txt .ci/venv
 	sh .ci/venv
-	$(PIP) -e '.[dev,gguf,local]'
+	$(PIP) -e '.[dev,gguf,local,math]'
 	touch $@ .venv/.installed
 
 clean:
