@@ -94,6 +94,25 @@ def test_what_went_wrong_is_counted_by_kind_with_the_first_message_most_frequent
     ]
 
 
+def test_degenerate_answers_are_counted_by_the_first_kind_and_failed_ones_are_none():
+    audit = Audit()
+    audit.add(
+        Record(
+            PROMPT,
+            (
+                Candidate("a", "the the the", degenerate="tail"),
+                Candidate("b", "loop", finish="length", degenerate="looping"),
+                Candidate("c", " "),
+                Candidate("d", "", error="timeout"),
+                Candidate("e", "fine"),
+            ),
+        )
+    )
+    audit.add(Record(PROMPT, (Candidate("a", ""), Candidate("b", "q", degenerate="echo"))))
+    assert audit.degenerate() == {"empty": 2, "truncated": 1, "tail": 1, "echo": 1}
+    assert list(audit.degenerate()) == ["empty", "truncated", "tail", "echo"] and Audit().degenerate() == {}
+
+
 def test_a_million_different_messages_are_not_a_million_kinds():
     audit = Audit()
     for k in range(3000):

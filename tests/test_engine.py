@@ -104,6 +104,27 @@ def ran(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(main())
 
 
+# Who is judged
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_degenerate_answers_are_marked_in_the_record_and_not_shown_to_judges(allowed: bool) -> None:
+    class Looping(Work):
+        async def propose(self, prompt: Prompt) -> list[Candidate]:
+            texts = ("the tide " * 40, "Gravity.", "Because the moon pulls.", "Yes!!!!!!!!!!")
+            return [Candidate(f"{prompt.id}/{k}", text) for k, text in enumerate(texts)]
+
+    async def main() -> None:
+        work = Looping(arity=1)
+        async for record in engine.run(
+            numbered(3), work.propose, [work], window=2, allow_truncated=False, allow_degenerate=allowed
+        ):
+            assert [c.degenerate for c in record.candidates] == ["looping", None, None, "tail"]
+        assert {shown[0][-1] for shown in work.shown} == (set("0123") if allowed else set("12"))
+
+    ran(main())
+
+
 # What waits for what
 
 

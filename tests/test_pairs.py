@@ -37,9 +37,9 @@ def rating(place: int, score: float, judge: str = "j") -> Verdict:
     return Verdict(judge, (f"p/{place}",), (score,))
 
 
-def select(found: Record, rule=pairs.best_worst, *, allow_truncated: bool = False):
-    ids = [c.id for c in pairs.eligible(found.candidates, allow_truncated=allow_truncated)]
-    return rule(found, rank([found], [ids])[0], allow_truncated=allow_truncated)
+def select(found: Record, rule=pairs.best_worst, **allowed: bool):
+    ids = [c.id for c in pairs.eligible(found.candidates, **allowed)]
+    return rule(found, rank([found], [ids])[0], **allowed)
 
 
 def judge(rows, function, tmp_path):
@@ -128,6 +128,29 @@ def test_truncated_answers_are_eligible_on_request_only():
     found = record([cut, whole], [vote(0, 1, 0), vote(1, 0, 0)])
     assert select(found) == "ineligible"
     assert select(found, allow_truncated=True).chosen == cut
+
+
+@pytest.mark.parametrize("rule", [pairs.best_worst, pairs.best_of_n])
+def test_degenerate_answers_are_eligible_on_request_only(rule):
+    """A loop that won every comparison is neither chosen nor the best; one that lost them all is not rejected."""
+    marked = [Candidate(f"p/{k}", t, degenerate="looping" if k in (0, 3) else None) for k, t in enumerate("wxyz")]
+    said = [vote(i, j, min(i, j)) for i, j in permutations(range(4), 2)]
+    without, with_them = (select(record(marked, said), rule, allow_degenerate=allowed) for allowed in (False, True))
+    if rule is pairs.best_of_n:
+        assert (without.winner.id, without.n, with_them.winner.id, with_them.n) == ("p/1", 2, "p/0", 4)
+    else:
+        assert (without.chosen.id, without.rejected.id) == ("p/1", "p/2")
+        assert (with_them.chosen.id, with_them.rejected.id) == ("p/0", "p/3")
+
+
+def test_a_prompt_with_too_few_sound_answers_is_ineligible():
+    loop, sound = Candidate("p/0", "x", degenerate="tail"), Candidate("p/1", "y")
+    cut = Candidate("p/2", "z", finish="length", degenerate="looping")
+    assert select(record([loop, sound])) == "ineligible"
+    assert select(record([loop, loop]), pairs.best_of_n) == "ineligible"
+    assert select(record([loop, sound]), allow_degenerate=True) == "no_verdict"
+    for allowed in ({"allow_truncated": True}, {"allow_degenerate": True}):  # it is both: one permission is not enough
+        assert select(record([cut, sound]), **allowed) == "ineligible"
 
 
 def test_the_first_of_equal_answers_stands_for_its_copies():

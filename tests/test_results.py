@@ -27,7 +27,10 @@ VALUE = st.recursive(
     max_leaves=8,
 )
 CANDIDATES = st.lists(
-    st.builds(Candidate, TEXT, TEXT, TEXT, finish=MAYBE, thinking=MAYBE, error=MAYBE, score=st.none() | NUMBER), max_size=3
+    st.builds(
+        Candidate, TEXT, TEXT, TEXT, finish=MAYBE, thinking=MAYBE, error=MAYBE, score=st.none() | NUMBER, degenerate=MAYBE
+    ),
+    max_size=3,
 )
 VERDICTS = st.lists(
     st.builds(
@@ -68,6 +71,34 @@ def test_a_prompt_reads_back_as_it_was_with_the_candidates_that_came_with_it(pro
     assert found == prompt
     assert given == [Candidate(f"{prompt.id}/{k}", c.text, c.model, score=c.score) for k, c in enumerate(candidates)]
     assert all(list(message)[:2] == ["role", "content"] for message in found.messages)
+
+
+LOOP = "the tide " * 40
+
+
+@pytest.mark.parametrize("before", [b"", b'"rules":0,', b'"rules":99,'])
+def test_records_made_before_these_rules_are_marked_when_they_are_read(before):
+    """A directory of an older version exports what today's rules let through, without a run."""
+    prompt = Prompt("p", ({"role": "user", "content": "What makes the tides come and go?"},))
+    candidates = tuple(Candidate(f"p/{k}", text, degenerate="echo") for k, text in enumerate((LOOP, "Gravity.", "The moon.")))
+    said = [Verdict("j", (f"p/{i}", f"p/{j}"), (float(i < j), float(i > j)), "vote") for i, j in permutations(range(3), 2)]
+    new = records.dump(Record(prompt, candidates, tuple(said)))
+    old = b"{" + before + new.partition(b",")[2]
+    assert records.is_marked(new) and not records.is_marked(old)
+    assert [c.degenerate for c in records.load(prompt, old).candidates] == ["looping", None, None]
+    row, audit = (0, "p", records.dump_prompt(prompt), old), Audit()
+    (pair,) = results._selected(lambda: [row], CONFIG, "dpo", audit)
+    assert (pair.chosen.id, pair.rejected.id, audit.degenerate()) == ("p/1", "p/2", {"looping": 1})
+    (pair,) = results._selected(lambda: [row], CONFIG.model_copy(update={"allow_degenerate": True}), "dpo", Audit())
+    assert pair.chosen.id == "p/0"
+
+
+def test_a_marked_record_is_read_without_its_prompt():
+    record = Record(Prompt("p", ()), (Candidate("p/0", "x", degenerate="echo"), Candidate("p/1", "\ud800", degenerate="tail")))
+    big = Record(record.prompt, record.candidates, (Verdict("j", ("p/0",), (1.0,), reason="\ud800"),))
+    for one in (record, big):
+        body = records.dump(one)
+        assert records.is_marked(body) and [c.degenerate for c in records.load(one.prompt, body).candidates] == ["echo", "tail"]
 
 
 def turned(value):

@@ -67,7 +67,9 @@ def _shortened(text: str) -> str:
 
 def _as_formula(text: str) -> str:
     """Bare LaTeX between dollar signs, as math-verify wants it."""
-    return f"${text}$" if re.search(r"[\\^_{]", text) and "$" not in text and "\\(" not in text and "\\[" not in text else text
+    return (
+        f"${text}$" if re.search(r"[\\^]|_\{", text) and "$" not in text and "\\(" not in text and "\\[" not in text else text
+    )
 
 
 def plain_number(text: str) -> Fraction | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ class Unclear(Exception):
     """It cannot be told whether the constraint holds; the message says why."""
 
 
+_LETTERS = string.ascii_letters
 Settings = Mapping[str, Any]
 
 _SENTENCE_END = re.compile(r"(?<![.!?。！？…])[.!?…]+[\"'”’)\]*_]*(?=\s|$)|[。！？]+[”’）」』]*")
@@ -76,7 +78,9 @@ def _nth_paragraph(text: str, s: Settings) -> bool:
 
 
 def _is_json(text: str) -> bool:
-    text = re.sub(r"\A\s*```[A-Za-z]*\s*|\s*```\s*\Z", "", text)
+    text = text.strip()
+    if text.startswith("```"):
+        text = text[3:].lstrip(_LETTERS).removesuffix("```")
     try:
         json.loads(text)
     except (ValueError, RecursionError):
