@@ -187,7 +187,12 @@ _add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl
 _AGAINST = {
     "against": _option(str, metavar="NAME", help="Another constitution: also write where the two differ, to DIR/against.jsonl.")
 }
-_add("judge", "Judge answers that already exist, and write DIR/dpo.jsonl.", _CANDIDATES, _ALLOWING | _JUDGING | _AGAINST | _RUNNING)
+_add(
+    "judge",
+    "Judge answers that already exist, and write DIR/dpo.jsonl.",
+    _CANDIDATES,
+    _ALLOWING | _JUDGING | _AGAINST | _RUNNING,
+)
 
 
 @app.command("export")

@@ -69,7 +69,7 @@ def judge_pair(prompt: Asked, a: str, b: str, *, judge: Judge | Sequence[Judge] 
         return Comparison(0.5, None, record.verdicts, "identical")
     one, other = (c.id for c in record.candidates)
     if not record.verdicts:
-        return Comparison(None, None, (), pairs.why_not_judged(record.candidates, allow_truncated=True))
+        return Comparison(None, None, (), pairs.why_not_judged(record.candidates, allow_truncated=True, allow_degenerate=True))
     flip = pairs.flip(record.verdicts, one, other)
     if not pairs.compared(record.verdicts):
         return Comparison(None, flip, record.verdicts, next((v.error for v in record.verdicts if v.error), "no_verdict"))
@@ -87,7 +87,7 @@ def rank(
     if len(answers) < 2:
         raise InputError(f"there are {len(answers)} answers; a ranking needs two")
     record = _record(prompt, answers, judge, settings)
-    ids = [c.id for c in pairs.eligible(record.candidates, allow_truncated=True)]
+    ids = [c.id for c in pairs.eligible(record.candidates, allow_truncated=True, allow_degenerate=True)]
     known = pairs.compared(record.verdicts)
     (ranking,) = fit([record], [ids])
     scores = {pairs.normalised(c.text): s for c, s in _scored(record, ranking.ids, ranking.scores) if c.id in known}
@@ -107,7 +107,12 @@ def _record(prompt: Asked, answers: Sequence[str], judge: Judge | Sequence[Judge
         row["reference"] = reference
     judges: list[Judge] = [judge] if isinstance(judge, str) or callable(judge) else list(judge)
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
-        run = new_run("judge", [row], judges, {"out": folder, "checks": False, "allow_truncated": True, **settings})
+        run = new_run(
+            "judge",
+            [row],
+            judges,
+            {"out": folder, "checks": False, "allow_truncated": True, "allow_degenerate": True, **settings},
+        )
         run.wait()
         ((record, _),) = results.ranked(run.directory, run.config)
     return record

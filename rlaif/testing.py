@@ -217,7 +217,7 @@ class _Bench:
     @contextmanager
     def _run(self, rows: Sequence[Row], **more: Any) -> Iterator[list[Record]]:
         with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
-            settings = {"out": folder, "allow_truncated": True, **self._settings, **more}
+            settings = {"out": folder, "allow_truncated": True, "allow_degenerate": True, **self._settings, **more}
             run: Run = new_run("judge", rows, [self._judge], settings)
             try:
                 run.wait()

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlaif.calls import Tally
 from rlaif.errors import InputError, StopRun
-from rlaif.judges import code, recorded, reward
+from rlaif.judges import code, recorded, reward, rules
 from rlaif.judges.llm import Forms, LlmJudge
 from rlaif.judges.spec import FunctionSpec, JurySpec, LlmSpec, Principles, RecordedSpec, load_spec
 from rlaif.ledger import Ledger
@@ -106,6 +106,9 @@ def _from_spec(judge: str, path: Path, given: _Given, inside: tuple[Path, ...]) 
         file = str(_beside(path, spec.verdicts) or spec.verdicts)
         replayed = recorded.load(file, judge=spec.judge, config=spec.config, grammar=spec.grammar)
         return [_from_function(replayed, given.timeout_s, name=path.stem, source=replayed.source)]
+    if isinstance(spec, rules.RulesSpec):
+        rated = rules.judge_of(spec, path.stem)
+        return [_from_function(rated, given.timeout_s, name=path.stem, source=rated.settings)]
     return [_reward(spec, given)]
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from rlaif.errors import InputError
 from rlaif.judges.llm import LETTERS
 from rlaif.judges.reward import RewardSpec
+from rlaif.judges.rules import RulesSpec
 from rlaif.templates import read_yaml
 
 Principles = Literal["all", "sampled", "each"]
@@ -79,7 +80,7 @@ class JurySpec(_Spec):
 
 
 Spec = Annotated[
-    PairwiseSpec | PointwiseSpec | ListwiseSpec | RewardSpec | RecordedSpec | FunctionSpec | JurySpec,
+    PairwiseSpec | PointwiseSpec | ListwiseSpec | RewardSpec | RulesSpec | RecordedSpec | FunctionSpec | JurySpec,
     Field(discriminator="kind"),
 ]
 LlmSpec = PairwiseSpec | PointwiseSpec | ListwiseSpec
