@@ -103,7 +103,8 @@ def check_judge(
     """
     plans = resolve(judge, model=judge_model or "fake/oracle", constitution=None)
     asks = any(plan.model is not None for plan in plans)
-    given = {"checks": False, **settings, **({"judge_model": judge_model or "fake/oracle"} if asks else {})}
+    driver = judge_model or ("fake/oracle" if asks else None)
+    given = {"checks": False, **settings, **({"judge_model": driver} if driver else {})}
     bench = _Bench(judge, [{"id": f"example-{k}", **row} for k, row in enumerate(examples)], given, tolerance)
     bench.seeded = any(plan.orders for plan in plans)
     checks: dict[str, Callable[[], object]] = {

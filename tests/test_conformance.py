@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import rlaif
+from rlaif.errors import InputError
+from rlaif.judges import resolve
 from rlaif.judges.llm import KINDS
 from rlaif.templates import data_dir, read_yaml
 from rlaif.testing import EXAMPLES, check_judge
@@ -40,6 +43,94 @@ def test_a_jury_and_specs_of_ones_own_hold(tmp_path):
     (tmp_path / "own.py").write_text("def words(prompt, candidates):\n    return [len(c.text.split()) for c in candidates]\n")
     for name in specs:
         assert check_judge(str(tmp_path / f"{name}.yaml"))
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in JUDGES.glob("rules-*.yaml")))
+def test_judges_of_rules_hold(name):
+    pytest.importorskip("math_verify", reason="math-verify is missing: pip install 'rlaif[math]'")
+    constraints = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    examples = [
+        {"prompt": "2 + 2?", "reference": "4", "candidates": ['{"a": 4}', "So it is 5.", "\\boxed{4}"], **constraints},
+        {"prompt": "3 * 3?", "reference": "#### 9", "candidates": ["The answer is 9.", "10"], **constraints},
+    ]
+    assert check_judge(name, examples=examples)
+
+
+def test_recorded_verdicts_hold(tmp_path):
+    """Every order of every pair is on file, so nothing changes with ids or batches but the order of the listing."""
+    rows = [{"pair_id": f"g{k}", "judge": "J", "order": order, "verdict": "A"} for k in range(3) for order in ("AB", "BA")]
+    (tmp_path / "verdicts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"kind": "recorded", "verdicts": "verdicts.jsonl", "judge": "J"}
+    (tmp_path / "replayed.yaml").write_text(json.dumps(spec))
+    pairs = [{"id": f"g{k}", "prompt": f"q{k}", "response_a": "one", "response_b": "two", "gold": "A"} for k in range(3)]
+    run = rlaif.judge(pairs, judge=str(tmp_path / "replayed.yaml"), out=tmp_path / "out")
+    found = list(run.pairs())
+    assert [(p.chosen.text, p.judge, p.flip) for p in found] == [("one", "replayed", False)] * 3
+    assert run.wait()["no_verdict_rate"] == 0.0
+
+
+def test_a_reward_model_holds_and_is_checked_before_the_run(tmp_path):
+    pytest.importorskip("transformers", reason="transformers are missing: pip install 'rlaif[local]'")
+    import tiny
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        folder = tiny.save_reward(tmp_path / "reward")
+        assert check_judge("reward", judge_model=f"hf/{folder}", tolerance=1e-4)
+        rows = [{"prompt": f"q{k}", "candidates": ["one answer", "another, longer one"]} for k in range(3)]
+        settings = {"judge": "reward", "judge_model": f"hf/{folder}", "checks": True, "accept_judge": True}
+        summary = rlaif.judge(rows, out=tmp_path / "out", **settings).wait()
+        (seen,) = summary["checks"]["judges"]
+        assert seen["judge"] == "reward:reward" and set(seen["planted"]) >= {"empty", "garbage-short", "hijack"}
+        assert summary["checks"]["calls"]["judge"] == 10 and summary["calls"]["judge"] == 6
+        again = rlaif.judge(rows, out=tmp_path / "out", **settings).wait()
+        assert again["calls"]["judge"] == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_reward_judge_takes_no_policy_for_its_model():
+    with pytest.raises(InputError, match="a reward judge needs a model"):
+        resolve("reward", model=None, constitution=None, policy="fake/oracle")
+
+
+def test_a_jury_s_label_is_the_mean_of_its_judges_probabilities(tmp_path):
+    def leaning(p: float, name: str):
+        def judge(prompt, candidates):
+            ids = tuple(c.id for c in candidates)
+            first = p if candidates[0].text == "good" else 1 - p
+            return rlaif.Verdict(name, ids, (first, 1 - first), scale="probability")
+
+        judge.arity = 2
+        judge.__name__ = name
+        return judge
+
+    rows = [{"prompt": "q", "candidates": ["good", "bad"]}]
+    jury = [leaning(0.9, "one"), leaning(0.8, "two"), leaning(0.4, "three")]
+    (pair,) = rlaif.judge(rows, judge=jury, out=tmp_path).pairs()
+    assert pair.chosen.text == "good" and pair.p_chosen == pytest.approx(0.7, abs=1e-4) and pair.judge == "one+two+three"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"kind": "jury", "judges": []}, "judges"),
+        ({"kind": "jury", "judges": ["pairwise", "pointwise"], "weights": [1]}, "1 weights for 2 judges"),
+        ({"kind": "jury", "judges": ["pairwise"], "weights": [0]}, "weights"),
+        ({"kind": "jury", "judges": ["mine.yaml"]}, "sits on itself"),
+        ({"kind": "function", "function": "nothing"}, "FILE.py:FUNCTION"),
+        ({"kind": "listwise", "shown": 1}, "shown"),
+        ({"kind": "recorded", "verdicts": "gone.jsonl"}, "gone.jsonl"),
+        ({"kind": "rules", "rules": [{"rule": "length"}]}, "prefer"),
+        ({"kind": "reward", "model": "no/where/at-all"}, "no/where"),
+    ],
+)
+def test_a_wrong_spec_is_refused(tmp_path, spec, said):
+    (tmp_path / "mine.yaml").write_text(json.dumps(spec))
+    with pytest.raises(InputError, match=said):
+        resolve(str(tmp_path / "mine.yaml"), model="fake/oracle", constitution=None)
 
 
 def first_shown(prompt, candidates):

@@ -138,9 +138,12 @@ def _from_function(
 
 
 def _reward(spec: reward.RewardSpec, given: _Given) -> JudgePlan:
-    """A reward model: opened now, loaded with its first call, and opened again where an earlier run has closed it."""
-    named = (given.model or spec.model or "").removeprefix("hf/")
-    spec = spec.model_copy(update={"model": named or None})
+    """A reward model: opened now, loaded with its first call, and opened again where an earlier run has closed it.
+
+    A spec that names its model keeps it: what drives the LLM judges of a jury is no reward model.
+    """
+    named = spec.model or (given.model if given.model is not None and given.model.startswith("hf/") else None)
+    spec = spec.model_copy(update={"model": named.removeprefix("hf/") if named else None})
     cache = smollm2.cache_dir() / "digests.json"
     scorers = [reward.open_scorer(spec, cache=cache)]
 

@@ -40,7 +40,7 @@ _HEADS = re.compile(r"(^|\.)(score|classifier|classification_head|logits_proj|se
 class RewardSpec(BaseModel):
     """A YAML spec of a reward model.
 
-    `model` is a folder or a hub ID, `hf/` before it or not; --judge-model takes precedence. `system` is put before
+    `model` is a folder or a hub ID, `hf/` before it or not; without one it is --judge-model. `system` is put before
     conversations that have no system message. `label` names the output that is the reward, where there are several;
     `chat_template` a Jinja file, where the model has none. `batch_tokens` is the most that one forward pass reads, padding
     counted.
