@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import read_rows, rlaif, summary, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,6 +230,28 @@ def test_failed_candidates_are_no_degenerate_ones_and_marks_are_made_anew():
 )
 def test_languages_are_told_by_their_commonest_words(text, language):
     assert language_of(text) == language
+
+
+def test_a_run_keeps_degenerate_answers_out_and_counts_them_unless_it_is_told_otherwise(tmp_path):
+    """The longest answer of each prompt is a loop: it is chosen only on request."""
+    loop = "the tide comes and goes, " * 40
+    rows = [
+        {"id": "some", "prompt": QUESTION, "candidates": [loop, PROSE, "Gravity."]},
+        {"id": "all", "prompt": QUESTION, "candidates": [loop, QUESTION, "I'm sorry, but I can't assist with that."]},
+    ]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    command = "judge", path, "--judge", "judges/longest.py:longest", "--out", tmp_path / "run"
+    rlaif(*command)
+    said = summary(tmp_path / "run")
+    assert said["degenerate"] == {"looping": 2, "echo": 1, "refusal": 1} and said["dropped"] == {"ineligible": 1}
+    (row,) = read_rows(tmp_path / "run" / "dpo.jsonl")
+    assert (row["id"], row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("some", PROSE, "Gravity.")
+    rlaif(*command, "--allow-degenerate")
+    assert {row["id"]: row["chosen"][0]["content"] for row in read_rows(tmp_path / "run" / "dpo.jsonl")} == {
+        "some": loop,
+        "all": loop,
+    }
+    assert summary(tmp_path / "run")["degenerate"] == said["degenerate"] and summary(tmp_path / "run")["dropped"] == {}
 
 
 # What it costs, and what it bears

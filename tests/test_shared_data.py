@@ -62,7 +62,7 @@ def test_length_judges_on_real_answers(tmp_path, path, judge):
     assert len(found) == summary["pairs"]
     assert summary["no_verdict_rate"] == 0.0 and summary["longer_chosen_rate"] == (1.0 if judge == "longest" else 0.0)
     for record in records:
-        lengths = {len(c.text) for c in record.candidates if c.text.strip()}
+        lengths = {len(c.text) for c in record.candidates if c.text.strip() and not c.degenerate}
         if record.prompt.id not in found:
             assert len(lengths) == 1 or len({normalised(c.text) for c in record.candidates}) == 1
             continue
