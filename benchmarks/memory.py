@@ -35,6 +35,7 @@ from _server import MIB, Moment, Room, say, serving, show, table, watch
 
 from rlaif import progress, records
 from rlaif.config import RunConfig, make_config
+from rlaif.errors import StopRun
 from rlaif.jobs import Run
 from rlaif.judges import JudgePlan
 from rlaif.ledger import KEY_BYTES, Ledger, crc_of, pack
@@ -62,7 +63,7 @@ COLUMNS = (
 class Comparison:
     """Shows both candidates once: one call a prompt."""
 
-    name, arity, digest = "comparison", None, "comparison"
+    name, arity, orders, digest = "comparison", None, 0, "comparison"
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
@@ -73,6 +74,12 @@ class Comparison:
         choice = await self._answers.answer(request)
         first = "[[A]]" in choice.text
         return Verdict(self.name, tuple(c.id for c in shown), (float(first), float(not first)), "vote")
+
+    def stop(self, reason: StopRun) -> None:
+        """The model is told."""
+
+    async def close(self) -> None:
+        """Nothing to free."""
 
 
 def settings(prompts: Path, out: Path, model: str) -> RunConfig:

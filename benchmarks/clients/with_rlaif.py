@@ -19,7 +19,7 @@ import aiohttp  # noqa: F401  (it would be imported at the first request)
 
 from rlaif.calls import Tally
 from rlaif.config import make_config
-from rlaif.errors import CallFailed
+from rlaif.errors import CallFailed, StopRun
 from rlaif.jobs import Run
 from rlaif.judges import JudgePlan
 from rlaif.judges.llm import mark_for
@@ -33,10 +33,17 @@ class OneCall:
     """Shows all candidates in one call, and has the last two of them compared: the test server's oracle reads these."""
 
     arity: int | None = None
+    orders = 0
     name = digest = "one"
 
     def __init__(self, model: Answers) -> None:
         self._model = model
+
+    def stop(self, reason: StopRun) -> None:
+        """The model is told."""
+
+    async def close(self) -> None:
+        """Nothing to free."""
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """The better one of the last two has 1, all others have 0."""
@@ -68,7 +75,8 @@ def one_call(model: str) -> JudgePlan:
 def new_run(url: str, prompts: str, out: str, in_flight: int, judge: str = "one") -> Run:
     """The run that is measured; `url` is the endpoint's base URL."""
     model = f"openai/m@{url}"
-    config = make_config({"prompts": prompts, "out": out, "policy": model, "judge": judge, "n": 4, "concurrency": in_flight})
+    settings = {"policy": model, "judge": judge, "n": 4, "concurrency": in_flight, "checks": False}
+    config = make_config({"prompts": prompts, "out": out, **settings})
     return Run(config, judges=[one_call(model)] if judge == "one" else None)
 
 
