@@ -118,6 +118,10 @@ _WORDS = {  # single Latin letters are variables and labels in any language
     language: frozenset(word for word in words.split() if len(word) > 1 or language in _CYRILLIC)
     for language, words in _FUNCTION_WORDS.items()
 }
+_LANGUAGES_OF = {
+    word: tuple(language for language, known in _WORDS.items() if word in known)
+    for word in sorted(set().union(*_WORDS.values()))
+}
 _NO_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|\$[^$\n]*\$", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]+")
 _ASKS_LANGUAGE = re.compile(
@@ -210,9 +214,10 @@ def _by_words(words: list[str], script: str) -> str | None:
         return None
     if script == "latin" and _holds(_WORDS["en"], words, CLEAR_SHARE, LEAST_KINDS):
         return "en"
-    languages = _CYRILLIC if script == "cyrillic" else [name for name in _WORDS if name not in _CYRILLIC]
-    found = Counter({name: sum(map(_WORDS[name].__contains__, words)) for name in languages})
-    (first, most), (_, next_most) = found.most_common(2)
+    found = Counter(chain.from_iterable([_LANGUAGES_OF[word] for word in words if word in _LANGUAGES_OF]))
+    if not found:
+        return None
+    (first, most), (_, next_most) = [*found.most_common(2), ("", 0)][:2]
     return first if most >= LEAD * next_most and _is_in(first, words) else None
 
 
