@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import IO
 
@@ -157,8 +157,18 @@ def _order_may_matter(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
 
 
 def within(ids: Sequence[str], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
-    """The verdicts that show none but `ids`."""
+    """What the verdicts say of `ids`: others that were shown are left out, and so is what then compares or rates none."""
     known = set(ids)
     if known.issuperset(chain.from_iterable([v.shown for v in verdicts])):
         return verdicts
-    return [v for v in verdicts if known.issuperset(v.shown)]
+    return [v if known.issuperset(v.shown) else _among(known, v) for v in verdicts if _says_something(known, v)]
+
+
+def _says_something(known: set[str], verdict: Verdict) -> bool:
+    return len(known.intersection(verdict.shown)) >= min(2, len(verdict.shown))
+
+
+def _among(known: set[str], verdict: Verdict) -> Verdict:
+    kept = [place for place, candidate in enumerate(verdict.shown) if candidate in known]
+    scores = None if verdict.scores is None else tuple([verdict.scores[place] for place in kept])
+    return replace(verdict, shown=tuple([verdict.shown[place] for place in kept]), scores=scores)
