@@ -14,6 +14,7 @@ from helpers import Room, write_prompts
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import damage
+import engine
 import local
 import memory
 import rates
@@ -71,6 +72,19 @@ def test_what_a_killed_run_has_left_is_not_changed_by_reading(room: Room, tmp_pa
     with pytest.raises(InputError, match="rlaif doctor"):
         Ledger.read(tmp_path / "kept")
     assert damage._digests(tmp_path / "kept")[damage.LOG] == before[damage.LOG]
+
+
+def test_two_thousand_prompts_with_faults_give_the_file_of_a_run_without(tmp_path: Path):
+    with engine.serving() as endpoint:
+        bench, work = engine.Bench(endpoint, tmp_path), engine.Work(2000)
+        slow = {"latency_s": 0.02, "service_s": 0.08}
+        clean = bench.rlaif(work, **slow)
+        faults = {"fault_share": engine.FAULT_SHARE, "faults": f"rate_limit,{engine.FAULTS}"}
+        faulty = bench.rlaif(work, limit_s=200.0, **slow, **faults)
+    assert len(clean.log) == 4000 and clean.ran.said["pairs"] > 1900
+    assert faulty.pairs == clean.pairs
+    assert len(faulty.log) <= 1.1 * 4000 / (1 - engine.FAULT_SHARE)
+    assert engine.overlap(clean.log) > 0.5, "judging begins while there are samples to come"
 
 
 def test_a_rate_is_measured_and_nothing_is_sent_too_early(room: Room, tmp_path: Path):
