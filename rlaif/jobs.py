@@ -9,37 +9,34 @@ import asyncio
 import gc
 import json
 import logging
-import math
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, closing, contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import against, degenerate, engine, forecast, records, results
+from rlaif import against, degenerate, dryrun, engine, records, results
 from rlaif.aio import all_of, iterate
-from rlaif.calls import Client, Tally, billed_as
+from rlaif.calls import Tally
 from rlaif.config import RunConfig, make_config
 from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
-from rlaif.judges import DEFAULT_CONSTITUTION, JudgePlan, resolve
-from rlaif.judges.checks import Checks, Planted, read_gold
+from rlaif.judges import DEFAULT_CONSTITUTION, JudgePlan
 from rlaif.judges.code import JudgeFunction
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.live import Snapshot
 from rlaif.models import Models
-from rlaif.prices import FREE, Budget, Price, Prices, guess_message_tokens, guess_tokens, spent
-from rlaif.ranking import schedule
+from rlaif.parts import Opened, Parts, check_settings, compose, spend
+from rlaif.prices import Budget, Prices
 from rlaif.sampling import Given, Sampler
-from rlaif.source import Source, changes
-from rlaif.types import Judge, PreferencePair, Prompt, Propose, Record
+from rlaif.source import Source
+from rlaif.types import PreferencePair, Prompt, Propose, Record
 
 if TYPE_CHECKING:
     import datasets
@@ -59,29 +56,6 @@ class Progress:
     failed: int = 0
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """What a run works with: `window` prompts at once keep it busy. `check_tally` counts what planted checks buy."""
-
-    policies: list[Client]
-    judges: list[Judge]
-    clients: list[Client]
-    window: int
-    checks: list[Checks]
-    check_tally: Tally
-
-    def degenerate(self) -> StopRun | None:
-        """Why the run should not go on with its judges."""
-        for check in self.checks:
-            if check.degenerate is not None:
-                return StopRun(
-                    "judge_degenerate",
-                    f"the judge {check.name!r} is of no use: {check.degenerate}. Choose another --judge-model or --judge,"
-                    " or go on all the same with --accept-judge",
-                )
-        return None
 
 
 def new_run(
@@ -122,7 +96,6 @@ class Run:
         self._ledger: Ledger | None = None
         self._models: Models | None = None
         self._maybe_lost = 0
-        self._gold: list[Planted] = []
         self._other: Run | None = None
 
     def interrupt(self) -> None:
@@ -179,70 +152,14 @@ class Run:
         Spends nothing, but for the first `probe` prompts: these are run for real, by `follow` (`Run.wait` if left out), in the
         run directory, where they stay. `finished` prompts are there by now, and have cost `spent_usd`.
         """
-        config = self.config
-        models, plans = self._open()
-        prices = Prices(config.prices)
-        sizes, prompt_tokens, answer_tokens = Counter[int](), 0, 0
-        for prompt, given in self._source.read():
-            sizes[len(given) if config.command == "judge" else config.n * len(config.policy)] += 1
-            prompt_tokens += guess_message_tokens(prompt.messages)
-            answer_tokens += sum(guess_tokens(candidate.text) for candidate in given)
-        prompts, answers = sizes.total(), sum(size * count for size, count in sizes.items())
-        calls = [sum(schedule.calls(size, plan.arity, plan.orders) * count for size, count in sizes.items()) for plan in plans]
 
-        def known(name: str) -> tuple[str, Price | None]:
-            model = models.open(name)
-            return billed_as(model), FREE if model.free else prices.of_model(billed_as(model))
+        def probed() -> Run:
+            limit = probe if self.config.limit is None else min(probe, self.config.limit)
+            run = Run(self.config.model_copy(update={"limit": limit}), source=self._given, judges=self._judges)
+            (follow or Run.wait)(run)
+            return run
 
-        work = forecast.Work(
-            prompts,
-            prompt_tokens,
-            config.n,
-            [forecast.PolicyWork(*known(name), models.open(name).max_n) for name in config.policy],
-            [
-                forecast.JudgeWork(billed, count / prompts, price, plan.template_tokens, plan.letter)
-                for plan, count in zip(plans, calls, strict=True)
-                if plan.model
-                for billed, price in [known(plan.model)]
-            ],
-            config.max_tokens,
-            config.concurrency,
-            config.rpm,
-            config.tpm,
-            answer_tokens / answers if config.command == "judge" and answers else None,
-        )
-        measured = self._probe(probe, follow or Run.wait) if probe else None
-        finished, spent_usd = self._on_file(models, prices)
-        return {
-            "prompts": prompts,
-            "finished": finished,
-            "spent_usd": spent_usd,
-            "policy_calls": prompts * sum(math.ceil(config.n / policy.max_n) for policy in work.policies),
-            "judge_calls": sum(calls),
-            "judges": len(plans),
-        } | forecast.forecast(work, measured, seed=config.seed)
-
-    def _on_file(self, models: Models, prices: Prices) -> tuple[int, float | None]:
-        """How many prompts are finished in the directory, and what it has cost. Raises InputError if it is another run's."""
-        if not (self.directory / "run.sqlite").exists():
-            return 0, 0.0
-        with closing(Ledger.read(self.directory)) as ledger:
-            _check_settings(ledger, self._facts([dict(models.open(name).identity) for name in self.config.policy]))
-            return ledger.finished(self.config.limit)[0], spent(ledger.spend(), prices.of_model).cost_usd
-
-    def _probe(self, count: int, follow: Callable[[Run], object]) -> forecast.Probe:
-        """Runs the first prompts for real; what each of their calls used, and how long calls of its role took on average."""
-        limit = count if self.config.limit is None else min(count, self.config.limit)
-        run = Run(self.config.model_copy(update={"limit": limit}), source=self._given, judges=self._judges)
-        follow(run)
-        tally = run.progress.tally
-        seconds = {role: sum(times) / len(times) for role, times in tally.seconds.items() if times}
-        with closing(Ledger.read(self.directory)) as ledger:
-            calls = [
-                [forecast.ProbeCall(use.role, use.model, *use.tokens, seconds.get(use.role), use.cached) for use in uses]
-                for uses in ledger.uses(limit)
-            ]
-        return forecast.Probe(calls)
+        return dryrun.dry_run(self, self._source, Opened.of(self.config, self._judges), probed if probe else None)
 
     def snapshot(self) -> Snapshot:
         """Where the run stands at this moment. May be called in any thread, before, during and after it."""
@@ -270,44 +187,6 @@ class Run:
             "endpoints": endpoints,
         }
 
-    def _open(self) -> tuple[Models, list[JudgePlan]]:
-        """The models and judges of the configuration, known to be usable. Raises InputError."""
-        config = self.config
-        plans: list[JudgePlan] = []
-        for judge in self._judges:
-            plans.extend([judge] if isinstance(judge, JudgePlan) else self._resolve(judge))
-        if not plans:
-            raise InputError("no judge: give --judge")
-        self._gold = read_gold(config.check_gold) if config.check_gold and config.checks else []
-        models = Models(
-            concurrency=config.concurrency,
-            timeout_s=config.timeout_s,
-            transport=config.transport,
-            extra_body=config.extra_body,
-            rpm=config.rpm,
-            tpm=config.tpm,
-            max_wait_s=config.max_wait_s,
-            strict_model=config.strict_model,
-        )
-        for name in [*config.policy, *(plan.model for plan in plans if plan.model)]:
-            models.open(name)
-        policies = [models.open(name).identity for name in config.policy]
-        if any(one in policies[:place] for place, one in enumerate(policies)):
-            raise InputError("the same policy is named twice: raise -n for more samples of it")
-        return models, plans
-
-    def _resolve(self, judge: str | JudgeFunction) -> list[JudgePlan]:
-        config = self.config
-        return resolve(
-            judge,
-            model=config.judge_model,
-            policy=next(iter(config.policy), None),
-            constitution=config.constitution,
-            principles=config.principles,
-            seed=config.seed,
-            timeout_s=config.judge_timeout_s,
-        )
-
     async def _quietly(self) -> AsyncGenerator[Record, None]:
         """Runs to the end without a record."""
         async with aclosing(self._execute(stored=False)) as work:
@@ -318,13 +197,14 @@ class Run:
 
     async def _execute(self, *, stored: bool) -> AsyncGenerator[Record, None]:
         config, started = self.config, time.monotonic()
-        models, plans = self._open()
+        opened = Opened.of(config, self._judges)
+        models = opened.models
         prices = Prices(config.prices)
         loop = asyncio.get_running_loop()
         check_log(self.directory)
         ledger = Ledger.open(self.directory)
         self.progress, self.summary, self._stopped = Progress(started=started), None, None
-        parts: _Parts | None = None
+        parts: Parts | None = None
 
         def stop(reason: StopRun) -> None:
             models.stop(reason)
@@ -337,9 +217,9 @@ class Run:
             self._budget = Budget(
                 ledger.spend, prices.of_model, usd=config.budget_usd, tokens=config.budget_tokens, where=str(self.directory)
             )
-            facts = self._facts([dict(models.open(name).identity) for name in config.policy])
-            _check_settings(ledger, facts)
-            parts = self._compose(ledger, models, plans)
+            facts = opened.facts(config)
+            check_settings(ledger, facts)
+            parts = compose(opened, config, ledger, self.progress.tally, self._budget)
             self._budget.check_prices(client.billed for client in parts.clients if not client.free)
             await self._begin(ledger, parts, facts)
             write_whole(self.directory / "config.yaml", config.to_yaml().encode())
@@ -360,7 +240,7 @@ class Run:
             finally:
                 ledger.close()
 
-    async def _begin(self, ledger: Ledger, parts: _Parts, facts: dict[str, Any]) -> None:
+    async def _begin(self, ledger: Ledger, parts: Parts, facts: dict[str, Any]) -> None:
         """Puts the prompts into the ledger, where they are not there yet, and says what an earlier process left."""
         config, progress = self.config, self.progress
         if ledger.died_with:
@@ -390,24 +270,8 @@ class Run:
         progress.prompts = ledger.prompts() if config.limit is None else min(config.limit, ledger.prompts())
         progress.done, progress.tally.reused = ledger.finished(config.limit)
 
-    def _compose(self, ledger: Ledger, models: Models, plans: Sequence[JudgePlan]) -> _Parts:
-        tally, budget = self.progress.tally, self._budget
-        assert budget is not None
-        policies = [Client(models.open(name), ledger, tally, role="policy", budget=budget) for name in self.config.policy]
-        drivers = {p.model: Client(models.open(p.model), ledger, tally, role="judge", budget=budget) for p in plans if p.model}
-        judges = [p.build(drivers[p.model] if p.model else None, ledger, tally) for p in plans]
-        _name_apart(judges)
-        clients = [*policies, *drivers.values()]
-        window = max((client.window for client in clients), default=self.config.concurrency)
-        checks, checked = [], Tally()
-        for plan, judge in zip(plans, judges, strict=True) if self.config.checks else ():
-            if plan.check is not None:
-                asked = Client(models.open(plan.model), ledger, checked, role="judge", budget=budget) if plan.model else None
-                checks.append(Checks(judge, plan.check(asked, ledger, checked), self._gold))
-        return _Parts(policies, judges, clients, window, checks, checked)
-
     async def _work(
-        self, ledger: Ledger, parts: _Parts, *, stored: bool, on_stop: Callable[[StopRun], object]
+        self, ledger: Ledger, parts: Parts, *, stored: bool, on_stop: Callable[[StopRun], object]
     ) -> AsyncGenerator[Record, None]:
         config, given = self.config, Given()
         propose: Propose = given
@@ -497,18 +361,18 @@ class Run:
         names = (config.constitution or DEFAULT_CONSTITUTION, constitution)
         return against.compare(config, self.directory, other.directory, names, self.directory / "against.jsonl")
 
-    def _finish(self, ledger: Ledger, parts: _Parts, stopped: StopRun | None) -> dict[str, Any]:
+    def _finish(self, ledger: Ledger, parts: Parts, stopped: StopRun | None) -> dict[str, Any]:
         """Writes the export (of a run that was not stopped) and summary.json; returns the summary."""
         tally, budget = self.progress.tally, self._budget
         assert budget is not None
         self._maybe_lost = ledger.maybe_lost()
-        summary = results.finish(ledger, self.config, write=stopped is None, spend=_spend(budget, parts.clients)) | {
+        summary = results.finish(ledger, self.config, write=stopped is None, spend=spend(budget, parts.clients)) | {
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
             "faults": ledger.faults(),
             "maybe_lost": self._maybe_lost,
             "odd": self._models.oddities() if self._models is not None else {},
             "judges": [judge.name for judge in parts.judges],
-            **({"checks": self._checked(parts)} if parts.checks else {}),
+            **({"checks": {"accepted": self.config.accept_judge, **parts.checked()}} if parts.checks else {}),
             "wall_s": round(time.monotonic() - self.progress.started, 3),
             "state": "done" if stopped is None else "stopped",
         }
@@ -517,26 +381,6 @@ class Run:
             summary["unfinished"] = self.progress.prompts - summary["prompts"]
         results.write_summary(self.directory, summary)
         return summary
-
-    def _checked(self, parts: _Parts) -> dict[str, Any]:
-        """What planted checks showed, for the summary."""
-        tally = parts.check_tally
-        calls = {"judge": tally.judge, "reused": tally.reused}
-        return {"accepted": self.config.accept_judge, "calls": calls, "judges": [check.report() for check in parts.checks]}
-
-    def _facts(self, policies: list[dict[str, Any]]) -> dict[str, Any]:
-        """What may not change between two runs in one directory."""
-        config = self.config
-        if config.command == "judge":
-            return {"candidates": "given", "system": config.system}
-        return {
-            "candidates": "sampled",
-            "policy": policies,
-            "temperature": config.temperature,
-            "max_tokens": config.max_tokens,
-            "system": config.system,
-            "seed": config.seed,
-        }
 
 
 @contextmanager
@@ -553,48 +397,3 @@ def _rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def _name_apart(judges: Sequence[Judge]) -> None:
-    """Gives judges of one name -2, -3, ...: verdicts are told apart by it."""
-    seen: set[str] = set()
-    for judge in judges:
-        name, number = judge.name, 1
-        while judge.name in seen:
-            number += 1
-            judge.name = f"{name}-{number}"
-        seen.add(judge.name)
-
-
-def _spend(budget: Budget, clients: Sequence[Client]) -> dict[str, Any]:
-    """What the directory's calls have used, for the summary: None if there are calls and none says what it used.
-
-    The cost is unknown where a price is, whatever came of the calls.
-    """
-    spent, rows = budget.spent(), budget.rows()
-    calls = sum(row.calls for row in rows)
-    counted = calls == 0 or spent.uncounted < calls
-    tokens = {
-        "prompt": spent.prompt_tokens if counted else None,
-        "completion": spent.completion_tokens if counted else None,
-    }
-    if spent.uncounted:
-        tokens["calls_without_a_count"] = spent.uncounted
-    priced = not budget.unpriced(client.billed for client in clients if not client.free)
-    summary: dict[str, Any] = {"tokens": tokens, "cost_usd": spent.cost_usd if priced else None}
-    if priced and spent.cost_usd is None and spent.cost_usd_guessed is not None:
-        summary["cost_usd_guessed"] = spent.cost_usd_guessed
-    return summary
-
-
-def _check_settings(ledger: Ledger, facts: dict[str, Any]) -> None:
-    """Raises InputError with the difference if the directory's earlier run cannot be continued by this one."""
-    for name, value in facts.items():
-        text = ledger.meta(name)
-        before = value if text is None else json.loads(text)
-        if before != value:
-            differences = "; ".join(changes(name, before, value))
-            raise InputError(
-                f"{str(ledger.directory)!r} was made with other settings: {differences}."
-                " Set it back or choose another directory"
-            )

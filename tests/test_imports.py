@@ -21,7 +21,7 @@ LEVELS = [
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
-    ["results", "against", "jobs"],
+    ["results", "against", "parts", "dryrun", "jobs"],
     ["display", "voice", "progress", "single", "testing", "cli", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
