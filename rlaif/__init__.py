@@ -16,7 +16,7 @@ from typing import Any
 
 from rlaif.errors import CallFailed, InputError, RlaifError, StopRun
 from rlaif.jobs import Run, new_run
-from rlaif.judges.code import JudgeFunction
+from rlaif.judges import JudgeLike
 from rlaif.single import Comparison, Ranked, judge_pair, rank
 from rlaif.types import Candidate, PreferencePair, Prompt, Ranking, Record, Verdict
 
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 Source = str | Path | Iterable[Any]
-Judges = str | JudgeFunction | Sequence[str | JudgeFunction]
+Judges = JudgeLike | Sequence[JudgeLike]
 
 
 def generate(
@@ -71,5 +71,4 @@ def judge(candidates: Source, *, judge: Judges, out: str | Path, **settings: Any
 
 
 def _run(command: str, source: Source, out: str | Path, judge: Judges, settings: dict[str, Any]) -> Run:
-    judges = [judge] if isinstance(judge, str) or callable(judge) else list(judge)
-    return new_run(command, source, judges, {**settings, "out": out})
+    return new_run(command, source, judge, {**settings, "out": out})

@@ -26,8 +26,7 @@ from rlaif.config import RunConfig, make_config
 from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
-from rlaif.judges import DEFAULT_CONSTITUTION, JudgePlan
-from rlaif.judges.code import JudgeFunction
+from rlaif.judges import DEFAULT_CONSTITUTION, JudgeLike, JudgePlan
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.live import Snapshot
@@ -59,10 +58,11 @@ class Progress:
 
 
 def new_run(
-    command: str, source: str | Path | Iterable[Any], judges: Sequence[str | JudgeFunction], settings: dict[str, Any]
+    command: str, source: str | Path | Iterable[Any], judge: JudgeLike | Sequence[JudgeLike], settings: dict[str, Any]
 ) -> Run:
-    """A run that is described by `settings` of RunConfig, with judges by name or as functions. Raises InputError."""
-    names = [j if isinstance(j, str) else getattr(j, "__name__", type(j).__name__) for j in judges]
+    """A run that is described by `settings` of RunConfig, with a judge or several. Raises InputError."""
+    judges: list[Any] = list(judge) if isinstance(judge, (list, tuple)) else [judge]
+    names = [j if isinstance(j, str) else getattr(j, "__name__", None) or getattr(j, "kind", type(j).__name__) for j in judges]
     path = str(source) if isinstance(source, (str, Path)) else None
     given = {"prompts": path or "(Python)", "judge": names, **settings, "out": str(settings["out"]), "command": command}
     policy = given.get("policy")
@@ -82,7 +82,7 @@ class Run:
         config: RunConfig,
         *,
         source: str | Path | Iterable[Any] | None = None,
-        judges: Sequence[str | JudgeFunction | JudgePlan] | None = None,
+        judges: Sequence[JudgeLike | JudgePlan] | None = None,
     ) -> None:
         self.config, self.progress = config, Progress()
         self.summary: dict[str, Any] | None = None
@@ -91,7 +91,7 @@ class Run:
         self._stop_calls: Callable[[StopRun], object] | None = None
         self._given = source if source is None or isinstance(source, (str, Path)) else list(source)
         self._source = Source(config, self._given)
-        self._judges: list[str | JudgeFunction | JudgePlan] = list(judges if judges is not None else config.judge)
+        self._judges: list[JudgeLike | JudgePlan] = list(judges if judges is not None else config.judge)
         self._budget: Budget | None = None
         self._ledger: Ledger | None = None
         self._models: Models | None = None

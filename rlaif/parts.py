@@ -10,9 +10,8 @@ from typing import Any
 from rlaif.calls import Client, Tally
 from rlaif.config import RunConfig
 from rlaif.errors import InputError, StopRun
-from rlaif.judges import JudgePlan, resolve
+from rlaif.judges import JudgeLike, JudgePlan, resolve
 from rlaif.judges.checks import Checks, Planted, read_gold
-from rlaif.judges.code import JudgeFunction
 from rlaif.ledger import Ledger
 from rlaif.models import Models
 from rlaif.prices import Budget
@@ -29,7 +28,7 @@ class Opened:
     gold: list[Planted]
 
     @classmethod
-    def of(cls, config: RunConfig, judges: Sequence[str | JudgeFunction | JudgePlan]) -> Opened:
+    def of(cls, config: RunConfig, judges: Sequence[JudgeLike | JudgePlan]) -> Opened:
         """Those that `config` and `judges` name. Raises InputError."""
         plans: list[JudgePlan] = []
         for judge in judges:
@@ -68,7 +67,7 @@ class Opened:
         }
 
 
-def _resolve(judge: str | JudgeFunction, config: RunConfig) -> list[JudgePlan]:
+def _resolve(judge: JudgeLike, config: RunConfig) -> list[JudgePlan]:
     return resolve(
         judge,
         model=config.judge_model,

@@ -15,12 +15,12 @@ from typing import Any
 from rlaif import pairs, results
 from rlaif.errors import InputError
 from rlaif.jobs import new_run
-from rlaif.judges.code import JudgeFunction
+from rlaif.judges import JudgeLike
 from rlaif.ranking.bradley_terry import rank as fit
 from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Message, Record, Verdict
 
-Judge = str | JudgeFunction
+Judge = JudgeLike
 Asked = str | Sequence[Message]
 
 
@@ -105,14 +105,9 @@ def _record(prompt: Asked, answers: Sequence[str], judge: Judge | Sequence[Judge
     row: dict[str, Any] = {"prompt": prompt if isinstance(prompt, str) else list(prompt), "candidates": list(answers)}
     if (reference := settings.pop("reference", None)) is not None:
         row["reference"] = reference
-    judges: list[Judge] = [judge] if isinstance(judge, str) or callable(judge) else list(judge)
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
-        run = new_run(
-            "judge",
-            [row],
-            judges,
-            {"out": folder, "checks": False, "allow_truncated": True, "allow_degenerate": True, **settings},
-        )
+        given = {"out": folder, "checks": False, "allow_truncated": True, "allow_degenerate": True, **settings}
+        run = new_run("judge", [row], judge, given)
         run.wait()
         ((record, _),) = results.ranked(run.directory, run.config)
     return record

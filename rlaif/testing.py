@@ -21,11 +21,10 @@ from typing import Any
 from rlaif import results
 from rlaif.errors import StopRun
 from rlaif.jobs import Run, new_run
-from rlaif.judges import resolve
-from rlaif.judges.code import JudgeFunction
+from rlaif.judges import JudgeLike, resolve
 from rlaif.types import Record
 
-Judge = str | JudgeFunction
+Judge = JudgeLike
 Row = Mapping[str, Any]
 Said = dict[tuple[str, tuple[str, ...]], tuple[float, ...] | None]
 """By the judge and the texts shown, in the order shown: the scores."""

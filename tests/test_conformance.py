@@ -9,7 +9,7 @@ import pytest
 
 import rlaif
 from rlaif.errors import InputError
-from rlaif.judges import resolve
+from rlaif.judges import JurySpec, ListwiseSpec, PairwiseSpec, PointwiseSpec, RecordedSpec, RulesSpec, resolve
 from rlaif.judges.llm import KINDS
 from rlaif.templates import data_dir, read_yaml
 from rlaif.testing import EXAMPLES, check_judge
@@ -113,10 +113,39 @@ def test_a_jury_s_label_is_the_mean_of_its_judges_probabilities(tmp_path):
     assert pair.chosen.text == "good" and pair.p_chosen == pytest.approx(0.7, abs=1e-4) and pair.judge == "one+two+three"
 
 
+def test_specs_are_made_in_python_too(tmp_path):
+    def shorter(prompt, candidates):
+        return [-float(len(c.text)) for c in candidates]
+
+    jury = JurySpec(judges=[PairwiseSpec(reason=True, constitution="honest"), shorter, "pointwise"], weights=[2, 1, 1])
+    for judge in (PairwiseSpec(principles="each"), PointwiseSpec(), ListwiseSpec(shown=3, orders=4), jury):
+        assert check_judge(judge)
+    rules = RulesSpec(rules=[{"rule": "length", "prefer": "shorter"}])
+    rows = [{"prompt": "q", "candidates": ["a long answer, it is", "short"]}]
+    for judge in (rules, [rules, PairwiseSpec(model="fake/tie")]):
+        (pair,) = rlaif.judge(rows, judge=judge, out=tmp_path / str(id(judge))).pairs()
+        assert pair.chosen.text == "short" and pair.judge.startswith("rules")
+    spec = RecordedSpec(verdicts="gone.jsonl")
+    with pytest.raises(InputError, match=r"gone\.jsonl"):
+        rlaif.judge(rows, judge=spec, out=tmp_path / "x").wait()
+
+
+def test_a_spec_finds_what_it_names_beside_itself(tmp_path, monkeypatch):
+    (tmp_path / "ours.yaml").write_text("principles: [Prefer the higher quality.]")
+    (tmp_path / "own.py").write_text("def words(prompt, candidates):\n    return [len(c.text.split()) for c in candidates]\n")
+    text = (data_dir() / "prompts/templates/pairwise-text.txt").read_text()
+    (tmp_path / "own.txt").write_text(text.replace("Which answer", "WHICH answer"))
+    inside = {"kind": "pairwise", "constitution": "ours.yaml", "text_template": "own.txt", "logprobs": False}
+    (tmp_path / "panel.yaml").write_text(json.dumps({"kind": "jury", "judges": [inside, "own.py:words"]}))
+    monkeypatch.chdir("/")
+    assert check_judge(str(tmp_path / "panel.yaml"))
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
         ({"kind": "jury", "judges": []}, "judges"),
+        ({"kind": "jury", "judges": [3]}, "3 is no judge"),
         ({"kind": "jury", "judges": ["pairwise", "pointwise"], "weights": [1]}, "1 weights for 2 judges"),
         ({"kind": "jury", "judges": ["pairwise"], "weights": [0]}, "weights"),
         ({"kind": "jury", "judges": ["mine.yaml"]}, "sits on itself"),

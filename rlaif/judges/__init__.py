@@ -1,47 +1,59 @@
-"""Judge names and what they mean: a shipped spec, a path to a YAML spec, `file.py:function`, or a function itself."""
+"""Judge names and what they mean: a shipped spec, a path to a YAML spec, `file.py:function`; or a spec or function itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from rlaif.calls import Tally
-from rlaif.errors import InputError, StopRun
+from rlaif.errors import InputError
 from rlaif.judges import code, recorded, reward, rules
 from rlaif.judges.llm import Forms, LlmJudge
-from rlaif.judges.spec import FunctionSpec, JurySpec, LlmSpec, Principles, RecordedSpec, load_spec
+from rlaif.judges.plan import JudgePlan
+from rlaif.judges.reward import RewardSpec
+from rlaif.judges.rules import RulesSpec
+from rlaif.judges.spec import (
+    FunctionSpec,
+    JurySpec,
+    ListwiseSpec,
+    LlmSpec,
+    PairwiseSpec,
+    PointwiseSpec,
+    Principles,
+    RecordedSpec,
+    load_spec,
+)
 from rlaif.ledger import Ledger
 from rlaif.models import smollm2
 from rlaif.prices import guess_tokens
-from rlaif.templates import data_dir, find, load_constitution
-from rlaif.types import Answers, Candidate, Judge, Prompt, Verdict
+from rlaif.templates import data_dir, find, is_file, load_constitution
+from rlaif.types import Answers, Judge
+
+__all__ = [
+    "DEFAULT_CONSTITUTION",
+    "FunctionSpec",
+    "JudgeLike",
+    "JudgePlan",
+    "JurySpec",
+    "ListwiseSpec",
+    "PairwiseSpec",
+    "PointwiseSpec",
+    "RecordedSpec",
+    "RewardSpec",
+    "RulesSpec",
+    "resolve",
+]
+
+JudgeLike = str | BaseModel | code.JudgeFunction
+"""A name, a spec, or a function."""
 
 DEFAULT_CONSTITUTION = "hhh"
-DEFAULT_JUDGE = "pairwise"
 _DEEPEST = 5
-
-
-Build = Callable[[Answers | None, Ledger, Tally], Judge]
-
-
-@dataclass(frozen=True, slots=True)
-class JudgePlan:
-    """A judge that is known to be usable: `model` is the chat model it needs, if any, `arity` and `orders` as of `Judge`.
-
-    `check` builds the judge that planted checks ask in its stead, None where there are none for it. For a forecast: about how
-    many tokens its own words are, and whether it asks for a bare option with log-probabilities.
-    """
-
-    model: str | None
-    arity: int | None
-    build: Build
-    orders: int = 0
-    template_tokens: int = 0
-    letter: bool = False
-    check: Build | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,7 @@ class _Given:
 
 
 def resolve(
-    judge: str | code.JudgeFunction,
+    judge: JudgeLike,
     *,
     model: str | None,
     constitution: str | None,
@@ -73,10 +85,12 @@ def resolve(
     return _resolve(judge, _Given(model, policy, constitution, principles, seed, timeout_s), ())
 
 
-def _resolve(judge: str | code.JudgeFunction, given: _Given, inside: tuple[Path, ...]) -> list[JudgePlan]:
+def _resolve(judge: JudgeLike, given: _Given, inside: tuple[Path, ...]) -> list[JudgePlan]:
+    if isinstance(judge, BaseModel):
+        return _from_spec(judge, _Place(getattr(judge, "kind", "judge"), None), given, inside)
     if not isinstance(judge, str):
         if not callable(judge):
-            raise InputError(f"judge {judge!r} is neither a name nor a function")
+            raise InputError(f"judge {judge!r} is neither a name nor a function nor a spec")
         return [_from_function(judge, given.timeout_s)]
     file, colon, function = judge.rpartition(":")
     if colon and file.endswith(".py"):
@@ -88,34 +102,44 @@ def _resolve(judge: str | code.JudgeFunction, given: _Given, inside: tuple[Path,
         raise InputError(f"{error}; or a function: {', '.join(functions)}, FILE.py:FUNCTION") from None
     if path.suffix == ".py":
         raise InputError(f"judge {judge!r} is a Python file: name the function too, as {judge}:{path.stem}")
-    return _from_spec(judge, path, given, inside)
+    return _from_spec(load_spec(judge, path), _Place(path.stem, path), given, inside)
 
 
-def _from_spec(judge: str, path: Path, given: _Given, inside: tuple[Path, ...]) -> list[JudgePlan]:
-    spec = load_spec(judge, path)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a spec stands: the judge's name, and the file, if it is one."""
+
+    name: str
+    path: Path | None
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({self.path})" if self.path else repr(self.name)
+
+    def file(self, name: str) -> str:
+        """What a spec names, as a path if it stands beside the spec."""
+        there = self.path.parent / name if self.path else None
+        return str(there) if there is not None and is_file(there) else name
+
+
+def _from_spec(spec: Any, place: _Place, given: _Given, inside: tuple[Path, ...]) -> list[JudgePlan]:
     if isinstance(spec, LlmSpec):
-        return _llm(judge, path.stem, spec, given)
+        return _llm(spec, place, given)
     if isinstance(spec, JurySpec):
-        return _jury(judge, path, spec, given, inside)
+        return _jury(spec, place, given, inside)
     if isinstance(spec, FunctionSpec):
         file, _, function = spec.function.rpartition(":")
         if not file.endswith(".py"):
-            raise InputError(f"judge {judge!r} ({path}): function: {spec.function!r} is not FILE.py:FUNCTION")
-        return [_from_file(judge, _beside(path, file) or find("judges", file, ".py"), function, given)]
+            raise InputError(f"judge {place}: function: {spec.function!r} is not FILE.py:FUNCTION")
+        return [_from_file(place.name, find("judges", place.file(file), ".py"), function, given)]
     if isinstance(spec, RecordedSpec):
-        file = str(_beside(path, spec.verdicts) or spec.verdicts)
-        replayed = recorded.load(file, judge=spec.judge, config=spec.config, grammar=spec.grammar)
-        return [_from_function(replayed, given.timeout_s, name=path.stem, source=replayed.source)]
-    if isinstance(spec, rules.RulesSpec):
-        rated = rules.judge_of(spec, path.stem)
-        return [_from_function(rated, given.timeout_s, name=path.stem, source=rated.settings)]
-    return [_reward(spec, given)]
-
-
-def _beside(path: Path, name: str) -> Path | None:
-    """The file that a spec names, if it stands where the spec does."""
-    there = path.parent / name
-    return there if there.is_file() else None
+        replayed = recorded.load(place.file(spec.verdicts), judge=spec.judge, config=spec.config, grammar=spec.grammar)
+        return [_from_function(replayed, given.timeout_s, name=place.name, source=replayed.source)]
+    if isinstance(spec, RulesSpec):
+        rated = rules.judge_of(spec, place.name)
+        return [_from_function(rated, given.timeout_s, name=place.name, source=rated.settings)]
+    if isinstance(spec, RewardSpec):
+        return [_reward(spec, given)]
+    raise InputError(f"judge {spec!r} is no judge spec")
 
 
 # Functions
@@ -137,7 +161,7 @@ def _from_function(
     return JudgePlan(None, code.arity_of(function), build)
 
 
-def _reward(spec: reward.RewardSpec, given: _Given) -> JudgePlan:
+def _reward(spec: RewardSpec, given: _Given) -> JudgePlan:
     """A reward model: opened now, loaded with its first call, and opened again where an earlier run has closed it.
 
     A spec that names its model keeps it: what drives the LLM judges of a jury is no reward model.
@@ -160,16 +184,17 @@ def _reward(spec: reward.RewardSpec, given: _Given) -> JudgePlan:
 # LLM judges
 
 
-def _llm(judge: str, name: str, spec: Any, given: _Given) -> list[JudgePlan]:
+def _llm(spec: Any, place: _Place, given: _Given) -> list[JudgePlan]:
     model = given.model or spec.model or given.policy
     if model is None:
-        raise InputError(f"judge {judge!r} needs a model: give --judge-model")
-    constitution = load_constitution(given.constitution or spec.constitution or DEFAULT_CONSTITUTION)
+        raise InputError(f"judge {place} needs a model: give --judge-model")
+    own = place.file(spec.constitution) if spec.constitution else None
+    constitution = load_constitution(given.constitution or own or DEFAULT_CONSTITUTION)
     asks_letter = spec.logprobs and not spec.reason and spec.kind != "listwise"
     forms = Forms.load(
         spec.kind,
-        (spec.token_template or f"{spec.kind}-token") if asks_letter else None,
-        spec.text_template or f"{spec.kind}-{'reason' if spec.reason else 'text'}",
+        place.file(spec.token_template or f"{spec.kind}-token") if asks_letter else None,
+        place.file(spec.text_template or f"{spec.kind}-{'reason' if spec.reason else 'text'}"),
         reference=spec.reference,
     )
     principles = given.principles or spec.principles
@@ -179,7 +204,7 @@ def _llm(judge: str, name: str, spec: Any, given: _Given) -> list[JudgePlan]:
         LlmJudge,
         constitution=constitution,
         forms=forms,
-        name=name,
+        name=place.name,
         reference=spec.reference,
         max_tokens=spec.max_tokens,
         **listed,
@@ -210,51 +235,27 @@ def _build_llm(make: Callable[[Answers], Judge], answers: Answers | None, ledger
 # A jury
 
 
-def _jury(judge: str, path: Path, spec: JurySpec, given: _Given, inside: tuple[Path, ...]) -> list[JudgePlan]:
-    if path in inside or len(inside) >= _DEEPEST:
-        raise InputError(f"judge {judge!r} ({path}): a jury that sits on itself, or too deep")
+def _judge_beside(judge: str | code.JudgeFunction, place: _Place) -> str | code.JudgeFunction:
+    """The judge, as a path if its file stands beside the spec that names it."""
+    if not isinstance(judge, str):
+        return judge
+    file, colon, function = judge.rpartition(":")
+    return f"{place.file(file)}:{function}" if colon and file.endswith(".py") else place.file(judge)
+
+
+def _jury(spec: JurySpec, place: _Place, given: _Given, inside: tuple[Path, ...]) -> list[JudgePlan]:
+    path = place.path or Path(place.name)
+    if (place.path and path in inside) or len(inside) >= _DEEPEST:
+        raise InputError(f"judge {place}: a jury that sits on itself, or too deep")
     weights = spec.weights or [1.0] * len(spec.judges)
     if len(weights) != len(spec.judges):
-        raise InputError(f"judge {judge!r} ({path}): {len(weights)} weights for {len(spec.judges)} judges")
+        raise InputError(f"judge {place}: {len(weights)} weights for {len(spec.judges)} judges")
     plans = []
-    for name, weight in zip(spec.judges, weights, strict=True):
-        there = _beside(path, name)
+    for judge, weight in zip(spec.judges, weights, strict=True):
         share = weight * len(weights) / sum(weights)
-        for plan in _resolve(str(there) if there else name, given, (*inside, path)):
-            plans.append(plan if share == 1.0 else replace(plan, build=partial(_build_weighted, plan, share)))
+        if isinstance(judge, BaseModel):
+            members = _from_spec(judge, _Place(getattr(judge, "kind", "judge"), place.path), given, inside)
+        else:
+            members = _resolve(_judge_beside(judge, place), given, (*inside, path))
+        plans.extend(plan.weighted(share) for plan in members)
     return plans
-
-
-def _build_weighted(plan: JudgePlan, weight: float, answers: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
-    return Weighted(plan.build(answers, ledger, tally), weight)
-
-
-class Weighted:
-    """A judge whose verdicts count `weight` times."""
-
-    def __init__(self, judge: Judge, weight: float) -> None:
-        self.inner, self._weight = judge, weight
-        self.arity, self.orders = judge.arity, judge.orders
-        self.digest = f"{judge.digest}*{weight:g}"
-
-    @property
-    def name(self) -> str:
-        """The judge's own."""
-        return self.inner.name
-
-    @name.setter
-    def name(self, name: str) -> None:
-        self.inner.name = name
-
-    async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
-        """The judge's verdict, with the weight."""
-        said = await self.inner(prompt, shown, among)
-        return replace(said, weight=said.weight * self._weight)
-
-    def stop(self, reason: StopRun) -> None:
-        """Stops the judge."""
-        self.inner.stop(reason)
-
-    async def close(self) -> None:
-        """Closes the judge."""
-        await self.inner.close()

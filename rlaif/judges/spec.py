@@ -1,11 +1,14 @@
-"""Judge specs: what a YAML file in `judges/` may say, by `kind`."""
+"""Judge specs: what a YAML file in `judges/` may say, by `kind`; from Python, what `judge=` takes.
+
+rlaif.generate(prompts, judge=PairwiseSpec(reason=True, constitution="honest"), ...)
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from rlaif.errors import InputError
 from rlaif.judges.llm import LETTERS
@@ -34,22 +37,30 @@ class _LlmSpec(_Spec):
     max_tokens: int = Field(default=2048, ge=1)
 
 
+def _is_judge(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _SPECS.validate_python(value)
+    if isinstance(value, (str, BaseModel)) or callable(value):
+        return value
+    raise ValueError(f"{value!r} is no judge: give a name, a spec or FILE.py:FUNCTION")
+
+
 class PairwiseSpec(_LlmSpec):
     """Two at a time, all pairs in both orders."""
 
-    kind: Literal["pairwise"]
+    kind: Literal["pairwise"] = "pairwise"
 
 
 class PointwiseSpec(_LlmSpec):
     """One at a time, rated 1 to 9."""
 
-    kind: Literal["pointwise"]
+    kind: Literal["pointwise"] = "pointwise"
 
 
 class ListwiseSpec(_LlmSpec):
     """`shown` at a time, ranked, in `orders` seeded orders."""
 
-    kind: Literal["listwise"]
+    kind: Literal["listwise"] = "listwise"
     shown: int = Field(default=4, ge=2, le=len(LETTERS))
     orders: int = Field(default=2, ge=1, le=100)
 
@@ -57,7 +68,7 @@ class ListwiseSpec(_LlmSpec):
 class RecordedSpec(_Spec):
     """Verdicts read from a file; `judge` and `config` choose among those in it, `grammar` reads their raw texts anew."""
 
-    kind: Literal["recorded"]
+    kind: Literal["recorded"] = "recorded"
     verdicts: str
     judge: str | None = None
     config: str | None = None
@@ -67,15 +78,15 @@ class RecordedSpec(_Spec):
 class FunctionSpec(_Spec):
     """`file.py:function`."""
 
-    kind: Literal["function"]
+    kind: Literal["function"] = "function"
     function: str
 
 
 class JurySpec(_Spec):
-    """Several judges at once; `weights` say how much each counts."""
+    """Several judges at once, by name or as specs or functions; `weights` say how much each counts."""
 
-    kind: Literal["jury"]
-    judges: list[str] = Field(min_length=1)
+    kind: Literal["jury"] = "jury"
+    judges: list[Annotated[Any, AfterValidator(_is_judge)]] = Field(min_length=1)
     weights: list[Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] | None = None
 
 

@@ -156,7 +156,7 @@ class RulesSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["rules"]
+    kind: Literal["rules"] = "rules"
     rules: list[Rule] = Field(min_length=1)
 
 

@@ -1,0 +1,69 @@
+"""A judge that is known to be usable, and how it is built; a judge that counts more or less than others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rlaif.calls import Tally
+from rlaif.errors import StopRun
+from rlaif.ledger import Ledger
+from rlaif.types import Answers, Candidate, Judge, Prompt, Verdict
+
+Build = Callable[[Answers | None, Ledger, Tally], Judge]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgePlan:
+    """A judge that is known to be usable: `model` is the chat model it needs, if any, `arity` and `orders` as of `Judge`.
+
+    `check` builds the judge that planted checks ask in its stead, None where there are none for it. For a forecast: about how
+    many tokens its own words are, and whether it asks for a bare option with log-probabilities.
+    """
+
+    model: str | None
+    arity: int | None
+    build: Build
+    orders: int = 0
+    template_tokens: int = 0
+    letter: bool = False
+    check: Build | None = None
+
+    def weighted(self, weight: float) -> JudgePlan:
+        """The plan of the same judge, whose verdicts count `weight` times."""
+
+        def build(answers: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
+            return Weighted(self.build(answers, ledger, tally), weight)
+
+        return self if weight == 1.0 else replace(self, build=build)
+
+
+class Weighted:
+    """A judge whose verdicts count `weight` times."""
+
+    def __init__(self, judge: Judge, weight: float) -> None:
+        self.inner, self._weight = judge, weight
+        self.arity, self.orders = judge.arity, judge.orders
+        self.digest = f"{judge.digest}*{weight:g}"
+
+    @property
+    def name(self) -> str:
+        """The judge's own."""
+        return self.inner.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.inner.name = name
+
+    async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
+        """The judge's verdict, with the weight."""
+        said = await self.inner(prompt, shown, among)
+        return replace(said, weight=said.weight * self._weight)
+
+    def stop(self, reason: StopRun) -> None:
+        """Stops the judge."""
+        self.inner.stop(reason)
+
+    async def close(self) -> None:
+        """Closes the judge."""
+        await self.inner.close()
