@@ -250,7 +250,7 @@ def _jury(spec: JurySpec, place: _Place, given: _Given, inside: tuple[Path, ...]
     weights = spec.weights or [1.0] * len(spec.judges)
     if len(weights) != len(spec.judges):
         raise InputError(f"judge {place}: {len(weights)} weights for {len(spec.judges)} judges")
-    plans = []
+    plans: list[JudgePlan] = []
     for judge, weight in zip(spec.judges, weights, strict=True):
         share = weight * len(weights) / sum(weights)
         if isinstance(judge, BaseModel):
