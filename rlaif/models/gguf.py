@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -22,6 +21,7 @@ from typing import Any
 from rlaif.endpoint import Endpoint
 from rlaif.errors import InputError, StopRun
 from rlaif.models import chat, guided
+from rlaif.models.digests import sha256_of
 from rlaif.models.odd import Oddities
 from rlaif.models.openai import AiohttpTransport, OpenAI
 from rlaif.responses import Response
@@ -190,27 +190,12 @@ def llama_cpp() -> Any:
 
 
 def weights_digest(path: Path, cache: Path) -> str:
-    """SHA-256 of the file, remembered in `cache` by path, size and modification time. Raises InputError."""
+    """SHA-256 of the file, remembered in `cache`. Raises InputError if it is no GGUF file."""
     try:
-        stat = path.stat()
         with path.open("rb") as file:
             begins = file.read(4)
+        if begins != b"GGUF":
+            raise InputError(f"{str(path)!r} is not a GGUF file")
+        return sha256_of([path], cache)[0]
     except OSError as error:
         raise InputError(f"cannot read the model file {str(path)!r}: {error.strerror}") from None
-    if begins != b"GGUF":
-        raise InputError(f"{str(path)!r} is not a GGUF file")
-    mark = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    known: dict[str, str] = {}
-    try:
-        known = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        known = {}
-    if mark not in known:
-        with path.open("rb") as file:
-            known[mark] = hashlib.file_digest(file, "sha256").hexdigest()
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            cache.write_text(json.dumps(known, indent=1))
-        except OSError:
-            pass  # a digest that is not remembered is computed again
-    return known[mark]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from rlaif.errors import InputError
+from rlaif.models.digests import sha256_of
 
 _NEEDED = ("torch", "transformers", "safetensors")
 _KINDS = (".json", ".safetensors", ".model", ".txt", ".jinja", ".tiktoken")
@@ -158,29 +158,8 @@ def digest_of(folder: Path, cache: Path) -> str:
     files = {p for p in folder.iterdir() if p.is_file() and p.suffix in _KINDS and p.name not in _UNREAD} | set(weights(folder))
     hasher = hashlib.sha256()
     try:
-        for file, found in zip(sorted(files), _digests(sorted(files), cache), strict=True):
+        for file, found in zip(sorted(files), sha256_of(sorted(files), cache), strict=True):
             hasher.update(f"{file.name} {found}\n".encode())
     except OSError as error:
         raise InputError(f"cannot read {str(error.filename)!r}: {error.strerror}") from None
     return hasher.hexdigest()
-
-
-def _digests(files: Iterable[Path], cache: Path) -> list[str]:
-    try:
-        known: dict[str, str] = dict(json.loads(cache.read_text()))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    marks, before = [], len(known)
-    for file in files:
-        stat = file.stat()
-        marks.append(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}")
-        if marks[-1] not in known:
-            with file.open("rb") as opened:
-                known[marks[-1]] = hashlib.file_digest(opened, "sha256").hexdigest()
-    if len(known) != before:
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            cache.write_text(json.dumps(known, indent=1))
-        except OSError:
-            pass  # a digest that is not remembered is computed again
-    return [known[mark] for mark in marks]
