@@ -42,7 +42,7 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
         config.n,
         [forecast.PolicyWork(*known(name), models.open(name).max_n) for name in config.policy],
         [
-            forecast.JudgeWork(billed, count / prompts, price, plan.template_tokens, plan.letter)
+            forecast.JudgeWork(billed, count / prompts, price, plan.template_tokens, plan.letter, plan.arity or 2)
             for plan, count in zip(plans, calls, strict=True)
             if plan.model
             for billed, price in [known(plan.model)]
@@ -55,6 +55,9 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
     )
     measured = _probe(probed()) if probed is not None else None
     finished, spent_usd = _on_file(run, opened, prices)
+    found = forecast.forecast(work, measured, seed=config.seed)
+    if config.checks and any(plan.check is not None for plan in plans):
+        found["assumed"].append("planted checks of a judge come on top: some ten calls, and two for one prompt of a hundred")
     return {
         "prompts": prompts,
         "finished": finished,
@@ -62,7 +65,7 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
         "policy_calls": prompts * sum(math.ceil(config.n / policy.max_n) for policy in work.policies),
         "judge_calls": sum(calls),
         "judges": len(plans),
-    } | forecast.forecast(work, measured, seed=config.seed)
+    } | found
 
 
 def _on_file(run: Run, opened: Opened, prices: Prices) -> tuple[int, float | None]:
