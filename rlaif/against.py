@@ -29,10 +29,13 @@ def compare(config: RunConfig, one: Path, other: Path, names: tuple[str, str], f
     counts: Counter[str] = Counter()
 
     def rows() -> Iterator[dict[str, Any]]:
-        theirs = {record.ordinal: ranking for record, ranking in results.ranked(other, config)}
+        theirs = results.ranked(other, config)
+        there = next(theirs, None)
         for record, ranking in results.ranked(one, config):
-            if record.ordinal in theirs:
-                yield from _row(record, (ranking, theirs[record.ordinal]), names, counts)
+            while there is not None and there[0].ordinal < record.ordinal:
+                there = next(theirs, None)
+            if there is not None and there[0].ordinal == record.ordinal:
+                yield from _row(record, (ranking, there[1]), names, counts)
 
     written = write_jsonl(file, rows())
     kinds = ("prompts", "pairs", "same", "different", "undecided", "best_differs")

@@ -30,6 +30,7 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
         prompt_tokens += guess_message_tokens(prompt.messages)
         answer_tokens += sum(guess_tokens(candidate.text) for candidate in given)
     prompts, answers = sizes.total(), sum(size * count for size, count in sizes.items())
+    plans = plans * 2 if config.against is not None else plans  # once more, by the other constitution
     calls = [sum(schedule.calls(size, plan.arity, plan.orders) * count for size, count in sizes.items()) for plan in plans]
 
     def known(name: str) -> tuple[str, Price | None]:

@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,13 @@ from rlaif.config import RunConfig, make_config
 from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
 from rlaif.export import write_whole
-from rlaif.judges import DEFAULT_CONSTITUTION, JudgeLike, JudgePlan
+from rlaif.judges import JudgeLike, JudgePlan
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.live import Snapshot
 from rlaif.models import Models
 from rlaif.parts import Opened, Parts, check_settings, compose, spend
-from rlaif.prices import Budget, Prices
+from rlaif.prices import Budget, Prices, SpendRow
 from rlaif.sampling import Given, Sampler
 from rlaif.source import Source
 from rlaif.types import PreferencePair, Prompt, Propose, Record
@@ -97,6 +97,7 @@ class Run:
         self._models: Models | None = None
         self._maybe_lost = 0
         self._other: Run | None = None
+        self._beside: list[SpendRow] = []
 
     def interrupt(self) -> None:
         """Lets what is in flight end and be stored, then stops with StopRun("interrupted"). May be called in any thread."""
@@ -214,8 +215,13 @@ class Run:
         self._stop_calls = ledger.on_trouble = lambda reason: loop.call_soon_threadsafe(stop, reason)
         self._models = models
         try:
+            self._beside = _spent_in(self._against_directory)
             self._budget = Budget(
-                ledger.spend, prices.of_model, usd=config.budget_usd, tokens=config.budget_tokens, where=str(self.directory)
+                lambda: [*ledger.spend(), *self._beside],
+                prices.of_model,
+                usd=config.budget_usd,
+                tokens=config.budget_tokens,
+                where=str(self.directory),
             )
             facts = opened.facts(config)
             check_settings(ledger, facts)
@@ -291,8 +297,11 @@ class Run:
             self.progress.done += 1
             self.progress.under_way -= 1
             self.progress.failed += any(c.error for c in record.candidates) or any(v.error for v in record.verdicts)
-            for check in parts.checks:
-                await check.during(record, allow_truncated=config.allow_truncated)
+            for name, check in parts.checks.items():
+                known = check.degenerate
+                await check.during(record, allow_truncated=config.allow_truncated, allow_degenerate=config.allow_degenerate)
+                if check.degenerate != known:
+                    await ledger.note({name: json.dumps(check.report())})
 
         def stopping() -> StopRun | None:
             return self._interrupted or (None if config.accept_judge else parts.degenerate())
@@ -311,8 +320,10 @@ class Run:
         )
         stopped: StopRun | None = None
         try:
+            for name, check in parts.checks.items():
+                check.restore(ledger.meta(name), forgive=config.retry_failed)
             if self.progress.done < self.progress.prompts:
-                await all_of(*(check.before() for check in parts.checks))
+                await all_of(*(check.before() for check in parts.checks.values()))
             async with aclosing(new):
                 ahead = asyncio.ensure_future(anext(new, None))  # the work begins while what is on file is read
                 try:
@@ -330,36 +341,55 @@ class Run:
             stopped = error
             if error.kind == "config":
                 await ledger.forget_failures("bad_request")
-        difference: dict[str, Any] | None = None
-        if stopped is None and config.against is not None:
-            try:
-                difference = await self._against(config.against)
-            except StopRun as error:
-                stopped = error
         try:
+            if stopped is None and not config.accept_judge:
+                stopped = parts.degenerate()
+            await ledger.note({name: json.dumps(check.report()) for name, check in parts.checks.items()})
             summary = self._finish(ledger, parts, stopped)
-            if difference is not None:
-                summary["against"] = difference
-                results.write_summary(self.directory, summary)
+            if stopped is None and config.against is not None:
+                stopped = await self._judge_against(config.against, parts, summary)
         except OSError as error:
             raise StopRun("disk", f"cannot write the results in {str(self.directory)!r}: {error.strerror or error}") from None
         self._stopped, self.summary = stopped, summary
         if stopped is not None:
             raise stopped
 
-    async def _against(self, constitution: str) -> dict[str, Any]:
-        """Judges the same candidates under the other constitution, in DIR/against, and writes where the two differ."""
+    async def _judge_against(self, constitution: str, parts: Parts, summary: dict[str, Any]) -> StopRun | None:
+        """Judges the same candidates by the other constitution, in DIR/against, and adds to the summary where the two differ.
+
+        Returns why it had to stop, if it had to.
+        """
         config, budget = self.config, self._budget
         assert budget is not None
         log.warning("now by the constitution %r", constitution)
-        left = budget.left()
-        settings = {"out": str(self.directory / "against"), "constitution": constitution, "against": None, **left}
-        other = Run(config.model_copy(update=settings), source=self._given, judges=self._judges)
-        self._other = other
-        async for _ in other._execute(stored=False):
-            pass
-        names = (config.constitution or DEFAULT_CONSTITUTION, constitution)
-        return against.compare(config, self.directory, other.directory, names, self.directory / "against.jsonl")
+        own = str(parts.constitution)
+        stopped: StopRun | None = None
+        self._beside = []  # it counts what its directory holds by itself
+        try:
+            settings = {"out": str(self._against_directory), "constitution": constitution, "against": None, **budget.left()}
+            self._other = Run(config.model_copy(update=settings), source=self._given, judges=self._judges)
+            if self._interrupted is not None:
+                raise self._interrupted
+            async with aclosing(self._other._execute(stored=False)) as work:
+                async for _ in work:
+                    pass
+            file = self.directory / "against.jsonl"
+            found = against.compare(config, self.directory, self._other.directory, (own, constitution), file)
+            summary["against"] = found | {"calls": (self._other.summary or {}).get("calls")}
+        except StopRun as error:
+            stopped = error
+        self._beside = _spent_in(self._against_directory)
+        if stopped is not None:
+            if stopped.kind == "budget":
+                stopped = budget.reached() or stopped  # the limit that the user gave is of both
+            summary |= {"state": "stopped", "stopped": {"kind": stopped.kind, "message": str(stopped)}}
+        summary |= spend(budget, parts.clients)
+        results.write_summary(self.directory, summary)
+        return stopped
+
+    @property
+    def _against_directory(self) -> Path:
+        return self.directory / "against"
 
     def _finish(self, ledger: Ledger, parts: Parts, stopped: StopRun | None) -> dict[str, Any]:
         """Writes the export (of a run that was not stopped) and summary.json; returns the summary."""
@@ -381,6 +411,14 @@ class Run:
             summary["unfinished"] = self.progress.prompts - summary["prompts"]
         results.write_summary(self.directory, summary)
         return summary
+
+
+def _spent_in(directory: Path) -> list[SpendRow]:
+    """What the calls of a run directory have used; nothing where there is none."""
+    if not (directory / "run.sqlite").exists():
+        return []
+    with closing(Ledger.read(directory)) as ledger:
+        return ledger.spend()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from rlaif.ledger import Ledger
 from rlaif.models import Models
 from rlaif.prices import Budget
 from rlaif.source import changes
+from rlaif.templates import load_constitution
 from rlaif.types import Judge
 
 
@@ -35,6 +36,10 @@ class Opened:
             plans.extend([judge] if isinstance(judge, JudgePlan) else _resolve(judge, config))
         if not plans:
             raise InputError("no judge: give --judge")
+        if config.against is not None:
+            load_constitution(config.against)
+            if not any(plan.constitution for plan in plans):
+                raise InputError("--against compares constitutions, and no judge here reads one")
         gold = read_gold(config.check_gold) if config.check_gold and config.checks else []
         models = Models(
             concurrency=config.concurrency,
@@ -81,18 +86,21 @@ def _resolve(judge: JudgeLike, config: RunConfig) -> list[JudgePlan]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run works with: `window` prompts at once keep it busy. `check_tally` counts what planted checks buy."""
+    """What a run works with: `window` prompts at once keep it busy. `checks` are by the name of their report in the
+    ledger, `check_tally` counts what they buy. `constitution` is the name of the one that the judges go by, if any does.
+    """
 
     policies: list[Client]
     judges: list[Judge]
     clients: list[Client]
     window: int
-    checks: list[Checks]
+    checks: dict[str, Checks]
     check_tally: Tally
+    constitution: str | None
 
     def degenerate(self) -> StopRun | None:
         """Why the run should not go on with its judges."""
-        for check in self.checks:
+        for check in self.checks.values():
             if check.degenerate is not None:
                 return StopRun(
                     "judge_degenerate",
@@ -104,7 +112,7 @@ class Parts:
     def checked(self) -> dict[str, Any]:
         """What planted checks bought and showed, for the summary."""
         calls = {"judge": self.check_tally.judge, "reused": self.check_tally.reused}
-        return {"calls": calls, "judges": [check.report() for check in self.checks]}
+        return {"calls": calls, "judges": [check.report() for check in self.checks.values()]}
 
 
 def compose(opened: Opened, config: RunConfig, ledger: Ledger, tally: Tally, budget: Budget) -> Parts:
@@ -116,12 +124,15 @@ def compose(opened: Opened, config: RunConfig, ledger: Ledger, tally: Tally, bud
     _name_apart(judges)
     clients = [*policies, *drivers.values()]
     window = max((client.window for client in clients), default=config.concurrency)
-    checks, checked = [], Tally()
+    checks, checked = dict[str, Checks](), Tally()
     for plan, judge in zip(plans, judges, strict=True) if config.checks else ():
         if plan.check is not None:
             asked = Client(models.open(plan.model), ledger, checked, role="judge", budget=budget) if plan.model else None
-            checks.append(Checks(judge, plan.check(asked, ledger, checked), opened.gold))
-    return Parts(policies, judges, clients, window, checks, checked)
+            checks[f"checks {judge.digest}"] = Checks(
+                judge, plan.check(asked, ledger, checked), opened.gold, rates_in_points=plan.model is not None
+            )
+    constitution = next((plan.constitution for plan in plans if plan.constitution), None)
+    return Parts(policies, judges, clients, window, checks, checked, constitution)
 
 
 def _name_apart(judges: Sequence[Judge]) -> None:

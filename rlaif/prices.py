@@ -407,13 +407,20 @@ class Budget:
 
     def __call__(self) -> None:
         """Raises StopRun("budget") if nothing more may be bought."""
+        reached = self.reached()
+        if reached is not None:
+            raise reached
+
+    def reached(self) -> StopRun | None:
+        """The reason to stop, if nothing more may be bought."""
         if self._usd is None and self._tokens is None:
-            return
+            return None
         now = self.spent()
         if self._tokens is not None and now.budget_tokens() >= self._tokens:
-            self._stop(f"{now.budget_tokens():,} tokens", f"--budget-tokens {self._tokens}")
+            return self._stop(f"{now.budget_tokens():,} tokens", f"--budget-tokens {self._tokens}")
         if self._usd is not None and (now.budget_usd() or 0.0) >= self._usd:
-            self._stop(f"{now.budget_usd():.4f} USD", f"--budget {self._usd:g}")
+            return self._stop(f"{now.budget_usd():.4f} USD", f"--budget {self._usd:g}")
+        return None
 
     def spent(self) -> Spent:
         """What the directory's calls have used and cost."""
@@ -440,5 +447,5 @@ class Budget:
                 f"--budget needs the price of {', '.join(map(repr, unpriced))}: give --prices FILE, or --budget-tokens"
             )
 
-    def _stop(self, used: str, limit: str) -> None:
-        raise StopRun("budget", f"{used} are used in {self._where!r} and the limit is {limit}: raise it")
+    def _stop(self, used: str, limit: str) -> StopRun:
+        return StopRun("budget", f"{used} are used in {self._where!r} and the limit is {limit}: raise it")

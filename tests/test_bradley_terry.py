@@ -65,18 +65,22 @@ def posterior_mode(records: list[Record]) -> tuple[list[list[float]], dict[str, 
             row[count + judges.index(judge)] = 1.0
         rows.append((row, share, weight))
 
+    readable = {(k, v.judge, v.shown) for k, r in enumerate(records) for v in r.verdicts if v.scores is not None}
+    known = {judge for k, judge, shown in readable if (k, judge, shown[::-1]) in readable}
     for k, r in enumerate(records):
-        voted = set()
-        for v in r.verdicts:
-            if v.scores is None:
-                continue
-            (i, j), (x, y) = v.shown, v.scores
-            add(k, i, j, v.judge, x if v.scale == "probability" else 0.5 + 0.5 * ((x > y) - (x < y)), 1.0)
-            if v.scale == "vote":
-                voted.add(frozenset(v.shown))
-        for pair in voted:
-            i, j = sorted(pair)
-            add(k, i, j, None, 0.5, 1.0)
+        games = [v for v in r.verdicts if v.scores is not None]
+        for pair in {frozenset(v.shown) for v in games}:
+            own = {judge: [v for v in games if v.judge == judge and frozenset(v.shown) == pair] for judge in judges}
+            # a judge that votes has one game more; all that spoke count alike
+            total = {judge: len(said) + any(v.scale == "vote" for v in said) for judge, said in own.items() if said}
+            for judge, said in own.items():
+                weight = max(total.values()) / total[judge] if said else 0.0
+                for v in said:
+                    (i, j), (x, y) = v.shown, v.scores
+                    share = x if v.scale == "probability" else 0.5 + 0.5 * ((x > y) - (x < y))
+                    add(k, i, j, judge if judge in known else None, share, weight)
+                if any(v.scale == "vote" for v in said):
+                    add(k, *sorted(pair), None, 0.5, weight)
     x, won, weight = np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), np.array([r[2] for r in rows])
     precision = np.array([1 / 5000.0] * count + [1 / 10.0**2] * len(judges))
 
@@ -132,11 +136,33 @@ def test_the_fit_is_the_mode_of_the_documented_posterior(seed):
     assert [list(r.strengths) for r in rank(records, ids)] == [pytest.approx(want, abs=1e-4) for want in expected]
 
 
-def test_the_fit_is_the_mode_where_only_one_order_was_readable():
-    """Strength and position are hard to tell apart then; the priors alone decide."""
-    records = [record([soft("a", "b", 0.9), failed("b", "a")]) for k in range(8)]
-    expected, _ = posterior_mode(records)
-    assert rank(records, ["ab"] * 8)[0].strengths == pytest.approx(expected[0], abs=1e-4)
+def test_where_only_one_order_was_readable_what_was_said_is_taken_as_it_is():
+    """Strength and position cannot be told apart then: a tie stays a tie, and no preference is turned round."""
+    records = [record([soft("a", "b", 0.9), failed("b", "a")]) for _ in range(8)]
+    records += [record([soft("a", "b", 0.6)]), record([soft("a", "b", 0.5)]), record([vote("a", "b", None)])]
+    found = [win_probability(*ranking.strengths) for ranking in rank(records, ["ab"] * len(records))]
+    assert found == pytest.approx([*[0.9] * 8, 0.6, 0.5, 0.5], abs=1e-3)
+    assert positions((["a", "b"], r.verdicts) for r in records) == {"j": 0.0}
+
+
+def test_a_judge_s_position_is_known_from_the_pairs_that_it_was_shown_in_both_orders():
+    """Then a verdict in one order alone is read in the light of it."""
+    both = [record([soft("a", "b", 0.9), soft("b", "a", 0.5)]) for _ in range(30)]
+    alone = record([soft("a", "b", 0.75)])
+    found = [win_probability(*ranking.strengths) for ranking in rank([*both, alone], ["ab"] * 31)]
+    assert found[0] == pytest.approx(0.75, abs=1e-3) and found[-1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_every_judge_of_a_jury_counts_alike_however_often_it_is_asked():
+    """The label is the mean of what each judge by itself makes of the pair."""
+    votes = [vote("a", "b", "a", "votes"), vote("b", "a", "a", "votes")]
+    rates = [Verdict("rates", (c,), (score,)) for c, score in (("a", 2.0), ("b", 5.0))]
+    listed = [Verdict("lists", ("a", "b"), (1.0, 3.0))]
+    sure = [soft("a", "b", 0.9, "sure"), soft("b", "a", 0.1, "sure")]
+    alone = [p_between(record(said)) for said in (votes, rates, listed, sure)]
+    assert alone == pytest.approx([5 / 6, 0.25, 0.25, 0.9], abs=1e-3)
+    assert p_between(record([*votes, *rates, *listed])) == pytest.approx(sum(alone[:3]) / 3, abs=1e-3)
+    assert p_between(record([*votes, *rates, *listed, *sure])) == pytest.approx(sum(alone) / 4, abs=1e-3)
 
 
 @pytest.mark.parametrize("bonus", [-1.0, 0.0, 2.0])

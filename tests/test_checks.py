@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_what_is_of_no_use_is_known_before_the_run(say, arity, said):
         assert checks.degenerate is not None and re.search(said, checks.degenerate), checks.degenerate
 
 
-@pytest.mark.parametrize(("bias", "useful"), [(0.35, True), (0.0, True), (0.48, False)])
+@pytest.mark.parametrize(("bias", "useful"), [(0.35, True), (0.0, True), (0.4999, False)])
 def test_a_judge_that_leans_to_a_place_is_of_use_while_its_probabilities_follow_the_answers(bias, useful):
     def say(one: str, other: str) -> tuple[float, float]:
         strength = (0.5 - bias) * (sound(one) - sound(other))
@@ -94,6 +95,35 @@ def test_a_judge_that_leans_to_a_place_is_of_use_while_its_probabilities_follow_
         return p, 1.0 - p
 
     assert (run_before(Scripted(say, scale="probability")).degenerate is None) is useful
+
+
+@pytest.mark.parametrize(("base", "slope"), [(4.0, 2.2), (8.0, 6.0), (-6.0, 3.0)])
+def test_a_judge_that_always_names_one_place_and_is_right_by_its_probabilities_is_of_use(base, slope):
+    """The fit takes the place out in log-odds, and so do the checks."""
+
+    def say(one: str, other: str) -> tuple[float, float]:
+        p = 1.0 / (1.0 + math.exp(-(base + slope * (sound(one) - sound(other)))))
+        return p, 1.0 - p
+
+    assert run_before(Scripted(say, scale="probability")).degenerate is None
+
+
+@pytest.mark.parametrize("jitter", range(6))
+def test_a_model_that_rates_everything_alike_but_for_noise_is_of_no_use(jitter):
+    def say(one: str) -> tuple[float]:
+        return (5.1 + 0.002 * (hash((one, jitter)) % 100) / 100,)
+
+    judge = Scripted(say, 1)
+    checks = Checks(judge, judge, rates_in_points=True)
+    asyncio.run(checks.before())
+    assert "the same score" in (checks.degenerate or "")
+
+
+def test_a_judge_that_is_against_the_gold_is_of_no_use():
+    gold = [Planted.of(f"g{k}", f"q{k}", WORSE, REAL) for k in range(20)]
+    assert "gold" in (run_before(Scripted(better), gold).degenerate or "")
+    mixed = [Planted.of(f"g{k}", f"q{k}", *((WORSE, REAL) if k % 5 < 2 else (REAL, WORSE))) for k in range(20)]
+    assert run_before(Scripted(better), mixed).degenerate is None
 
 
 def test_what_came_of_a_hijack_and_of_identical_answers_is_reported_and_stops_nothing():
@@ -148,7 +178,7 @@ def test_a_judge_that_turns_bad_is_noticed_by_shuffled_answers():
     [
         (lambda k: ((0.9, 0.1), (0.9, 0.1)), "named the first shown"),
         (lambda k: ((0.0, 1.0), (0.0, 1.0)), "named the second shown"),
-        (lambda k: ((0.5, 0.5), (0.5, 0.5)), "equal"),
+        (lambda k: ((0.5, 0.5), (0.5, 0.5)), None),  # they may be equal: shuffled answers tell
         (lambda k: ((0.9, 0.1), (0.6 + 0.39 * (k % 2), 0.4 - 0.39 * (k % 2))), None),  # it leans, and it looks
         (lambda k: ((0.9, 0.1), (0.1, 0.9)) if k % 10 == 0 else ((0.9, 0.1), (0.9, 0.1)), None),
     ],
@@ -158,9 +188,9 @@ def test_a_judge_that_says_the_same_of_all_pairs_of_the_run_is_noticed_for_no_ca
     checks = Checks(judge, judge)
 
     async def during() -> None:
-        for k in range(60):
+        for k in range(240):
             one, other = scores(k)
-            await checks.during(record(k, [((0, 1), one), ((1, 0), other)]), allow_truncated=False)
+            await checks.during(record(k * EVERY, [((0, 1), one), ((1, 0), other)]), allow_truncated=False)
 
     asyncio.run(during())
     assert judge.asked == 0
@@ -235,6 +265,65 @@ def test_a_judge_that_loses_its_log_probabilities_on_the_way_stops_the_run(tmp_p
             if seen == 10:
                 room.set(logprobs="ignored")
     assert stopped.value.kind == "judge_degenerate"
+
+
+def test_what_was_found_wrong_stays_so_until_the_judge_is_accepted_or_forgiven(tmp_path, room):
+    """The judge is sound on what is planted and names the first shown of the run's own answers; the same command again
+    has nothing left to look at, and does not go on as if nothing had been seen."""
+    rows = [{"id": f"p{k}", "prompt": f"q{k}", "candidates": ["quality 0.9", f"quality 0.1 {k}"]} for k in range(520)]
+
+    def run(**more):
+        given = {"judge": "pairwise", "judge_model": room.model(), "out": tmp_path / "out", "checks": True, **more}
+        return library.judge(rows, **given)
+
+    first = run()
+    with pytest.raises(StopRun, match="the last 2"):
+        for place, _ in enumerate(first):
+            if place == 0:
+                room.set(judge="first")
+    room.set()
+    with pytest.raises(StopRun, match="the last 2") as again:
+        run().wait()
+    assert again.value.kind == "judge_degenerate" and not (tmp_path / "out" / "dpo.jsonl").exists()
+    said = run(accept_judge=True).wait()
+    assert "the last 2" in said["checks"]["judges"][0]["degenerate"] and (tmp_path / "out" / "dpo.jsonl").exists()
+    assert run(retry_failed=True).wait()["state"] == "done"
+
+
+def test_a_finished_directory_still_says_what_the_checks_found(tmp_path):
+    go(tmp_path, "--accept-judge")
+    before = summary(tmp_path / "out")["checks"]["judges"]
+    go(tmp_path, "--accept-judge")
+    assert summary(tmp_path / "out")["checks"]["judges"] == before and before[0]["planted"]
+
+
+def test_a_judge_that_rates_everything_alike_is_noticed():
+    judge = Scripted(lambda one: (5.0,), 1)
+    checks = Checks(judge, judge)
+
+    async def during() -> None:
+        for k in range(120):
+            one = record(k * EVERY)
+            rated = [Verdict("scripted", (c.id,), (5.0,)) for c in one.candidates]
+            await checks.during(Record(one.prompt, one.candidates, tuple(rated)), allow_truncated=False)
+
+    asyncio.run(during())
+    assert "gave 5 to each of the last 200 answers" in (checks.degenerate or "")
+
+
+def test_a_judge_that_turns_bad_late_is_noticed_soon():
+    judge = Scripted(better)
+    checks = Checks(judge, judge)
+
+    async def during() -> int:
+        for k in range(3000):
+            good, bad = [((0, 1), (1.0, 0.0)), ((1, 0), (0.0, 1.0))], [((0, 1), (1.0, 0.0)), ((1, 0), (1.0, 0.0))]
+            await checks.during(record(k * EVERY, good if k < 1000 else bad), allow_truncated=False)
+            if checks.degenerate:
+                return k
+        return -1
+
+    assert 1000 < asyncio.run(during()) < 1250
 
 
 def test_results_of_an_outcome():

@@ -11,7 +11,7 @@ from helpers import read_rows, rlaif, stored_records, summary, write_rows
 
 import rlaif as library
 from rlaif.audit import outcomes
-from rlaif.errors import InputError
+from rlaif.errors import InputError, StopRun
 from rlaif.pairs import judge_name
 from rlaif.ranking.bradley_terry import rank, win_probability
 from rlaif.templates import load_constitution
@@ -159,7 +159,9 @@ def test_two_constitutions_are_set_side_by_side(tmp_path, model):
         "undecided": 0,
         "best_differs": 5,
         "rows": 5,
+        "calls": {"policy": 0, "judge": 10, "reused": 0},
     }
+    assert summary(out)["tokens"]["prompt"] > 1.5 * summary(out / "against")["tokens"]["prompt"], "both are in the books"
     row = read_rows(out / "against.jsonl")[0]
     assert (row["left"], row["right"]) == ("brief one", "warm two")
     assert row["p_left"] == {str(one): pytest.approx(0.9, abs=1e-3), str(other): pytest.approx(0.2, abs=1e-3)}
@@ -169,3 +171,29 @@ def test_two_constitutions_are_set_side_by_side(tmp_path, model):
     assert summary(out)["calls"]["judge"] == summary(out / "against")["calls"]["judge"] == 0, "nothing is bought twice"
     rlaif(*command, "--against", one, "--out", tmp_path / "same")
     assert summary(tmp_path / "same")["against"]["same"] == 5 and not read_rows(tmp_path / "same" / "against.jsonl")
+
+
+def test_a_second_constitution_is_looked_at_before_anything_is_spent(tmp_path):
+    out = tmp_path / "out"
+    given = {"judge": "pairwise", "judge_model": "fake/oracle", "out": out}
+    with pytest.raises(InputError, match="nowhere"):
+        library.judge(CANDIDATES, **given, against="nowhere").wait()
+    with pytest.raises(InputError, match="no judge here reads one"):
+        library.judge(CANDIDATES, judge="shortest.py:shortest", out=out, against="honest").wait()
+    assert not out.exists()
+
+
+def test_the_budget_holds_for_both_constitutions(tmp_path):
+    rows = [{**CANDIDATES[0], "id": f"p{k}", "prompt": f"Question {k}?"} for k in range(400)]
+    given = {"judge": "pairwise", "judge_model": "fake/oracle", "out": tmp_path / "out", "against": "honest"}
+    whole = library.judge(rows, **{**given, "out": tmp_path / "whole"}).wait()
+    used = sum(whole["tokens"].values())
+    with pytest.raises(StopRun, match="tokens are used"):
+        library.judge(rows, **given, budget_tokens=int(0.75 * used)).wait()
+    stopped = summary(tmp_path / "out")
+    assert stopped["state"] == "stopped" and 0.7 * used < sum(stopped["tokens"].values()) < 0.85 * used
+    assert (tmp_path / "out" / "dpo.jsonl").exists(), "the first judging was finished"
+    done = library.judge(rows, **given, budget_tokens=2 * used).wait()
+    assert sum(done["tokens"].values()) == used and done["against"]["prompts"] == 400
+    plan = library.judge(rows, **{**given, "out": tmp_path / "dry"}).dry_run()
+    assert plan["judge_calls"] == 1600

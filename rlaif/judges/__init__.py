@@ -189,7 +189,8 @@ def _llm(spec: Any, place: _Place, given: _Given) -> list[JudgePlan]:
     if model is None:
         raise InputError(f"judge {place} needs a model: give --judge-model")
     own = place.file(spec.constitution) if spec.constitution else None
-    constitution = load_constitution(given.constitution or own or DEFAULT_CONSTITUTION)
+    named = given.constitution or own or DEFAULT_CONSTITUTION
+    constitution = load_constitution(named)
     asks_letter = spec.logprobs and not spec.reason and spec.kind != "listwise"
     forms = Forms.load(
         spec.kind,
@@ -222,6 +223,7 @@ def _llm(spec: Any, place: _Place, given: _Given) -> list[JudgePlan]:
                 template_tokens=words + guess_tokens(text),
                 letter=asks_letter,
                 check=None if plans else partial(_build_llm, whole),
+                constitution=named,
             )
         )
     return plans

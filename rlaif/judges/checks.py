@@ -9,6 +9,8 @@ is reported.
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -31,7 +33,13 @@ ORDINAL = -1
 EVERY = 100  # a prompt of so many is checked during the run: with 12 judge calls a prompt, a call of 600
 _SIGNAL = 0.6  # a judge that names one place always is of use only if its probabilities favour what is known to be better
 _RECENT, _FEWEST = 8, 4
-_PAIRS, _SAME_SHARE, _SPREAD = 50, 0.98, 0.02
+_WINDOW, _SAME_SHARE, _SPREAD = (
+    200,
+    0.99,
+    0.02,
+)  # so that a judge that flips nine pairs of ten is not taken for one that always does
+_POINTS = 0.05
+_CERTAIN = 1e-12
 _GIVEN, _MISSING = 5, 20
 _GOLD_ROWS = 20
 
@@ -85,16 +93,21 @@ def _planted() -> tuple[tuple[Planted, ...], Planted]:
 
 
 class Checks:
-    """The checks of one judge. `asked` answers the planted questions, `judge` does the run's work; they are alike."""
+    """The checks of one judge. `asked` answers the planted questions, `judge` does the run's work; they are alike.
 
-    def __init__(self, judge: Judge, asked: Judge, gold: Iterable[Planted] = ()) -> None:
+    `rates_in_points`: its ratings are points of a scale, of which a small part is no difference.
+    """
+
+    def __init__(self, judge: Judge, asked: Judge, gold: Iterable[Planted] = (), *, rates_in_points: bool = False) -> None:
+        self._tie = _POINTS if rates_in_points else 0.0
         self.degenerate: str | None = None
-        self._judge, self._asked, self._gold = judge, asked, tuple(gold)
-        self._found: dict[str, Outcome] = {}
-        self._recent: deque[Outcome] = deque(maxlen=_RECENT)
+        self._judge, self._asked, self._gold = getattr(judge, "inner", judge), asked, tuple(gold)
+        self._planted: dict[str, str] = {}
+        self._first_of_identical: float | None = None
+        self._recent: deque[str] = deque(maxlen=_RECENT)
         self._lately, self._by_gold = Counter[str](), Counter[str]()
-        self._pairs = Counter[str]()
-        self._preferences: deque[float] = deque(maxlen=_PAIRS)
+        self._said: deque[tuple[str, float]] = deque(maxlen=_WINDOW)
+        self._kinds = Counter[str]()
 
     @property
     def name(self) -> str:
@@ -109,39 +122,60 @@ class Checks:
             same = known[0].better.text
             planted.append(Planted.of("identical", known[0].prompt.text, same, same, tied=True))
         found = await all_of(*(self._outcome(one) for one in (*planted, *self._gold)))
-        self._found = {outcome.id: outcome for outcome in found[: len(planted)]}
-        self._by_gold.update(outcome.result for outcome in found[len(planted) :])
-        self.degenerate = _why([self._found[one.id] for one in known])
+        by_id = {outcome.id: outcome for outcome in found[: len(planted)]}
+        self._planted = {one: outcome.result for one, outcome in by_id.items() if not outcome.tied}
+        if "identical" in by_id:
+            self._first_of_identical = by_id["identical"].p
+        self._by_gold = Counter(outcome.result for outcome in found[len(planted) :])
+        self.degenerate = self.degenerate or _why([by_id[one.id] for one in known]) or self._why_gold()
 
-    async def during(self, record: Record, *, allow_truncated: bool) -> None:
-        """Looks at a finished record, and asks about the answers of one in a hundred."""
+    def _why_gold(self) -> str | None:
+        """A judge that is wrong far more often than right would do better by saying the opposite."""
+        wrong, right = self._by_gold["wrong"], self._by_gold["right"]
+        if wrong - right > 2.0 * math.sqrt(wrong + right) > 4.0:
+            return f"it was wrong in {wrong} of {self._by_gold.total()} gold rows, and right in {right}"
+        return None
+
+    async def during(self, record: Record, **allowed: bool) -> None:
+        """Looks at a finished record, and asks about the answers of one in a hundred; `allowed` as of `pairs.eligible`."""
         if self.degenerate is None:
             self._watch(record.verdicts)
-        shown = eligible(record.candidates, allow_truncated=allow_truncated)
-        if record.ordinal % EVERY != EVERY - 1 or not shown:
+        if record.ordinal % EVERY != EVERY - 1:
             return
-        real = max(shown, key=lambda c: len(c.text))
-        salad = _shuffled(real.text, seed_of("salad", record.prompt.id))
-        if salad == real.text:
+        real = max(eligible(record.candidates, **allowed), key=lambda c: len(c.text), default=None)
+        salad = _shuffled(real.text, seed_of("salad", record.prompt.id)) if real is not None else ""
+        if real is None or salad == real.text:
             return
         asked = Prompt(f"planted/{record.prompt.id}", record.prompt.messages, record.prompt.reference, ordinal=ORDINAL)
         planted = Planted("shuffled", asked, Candidate(f"{asked.id}/0", real.text), Candidate(f"{asked.id}/1", salad))
-        outcome = await self._outcome(planted)
-        self._recent.append(outcome)
-        self._lately[outcome.result] += 1
-        wrong, right = (sum(o.result == kind for o in self._recent) for kind in ("wrong", "right"))
-        if self.degenerate is None and wrong >= _FEWEST and wrong > right:
-            self.degenerate = (
-                f"it preferred the shuffled words of an answer to the answer in {wrong} of {len(self._recent)} checks"
-            )
+        result = (await self._outcome(planted)).result
+        self._recent.append(result)
+        self._lately[result] += 1
+        if self.degenerate is None:
+            self.degenerate = self._why_lately()
+
+    def _why_lately(self) -> str | None:
+        wrong, right, count = self._recent.count("wrong"), self._recent.count("right"), len(self._recent)
+        if wrong >= _FEWEST and wrong > right:
+            return f"it preferred the shuffled words of an answer to the answer in {wrong} of {count} checks"
+        if count == _RECENT and not right:
+            return f"in none of {count} checks could it tell an answer from its shuffled words"
+        return None
+
+    def restore(self, report: str | None, *, forgive: bool) -> None:
+        """Goes on from what `report` said, as JSON, in an earlier process; with `forgive`, but for what it found wrong."""
+        if report is None:
+            return
+        said = json.loads(report)
+        self.degenerate = None if forgive else said["degenerate"]
+        self._planted, self._first_of_identical = said["planted"], said.get("first_of_identical")
+        self._lately, self._by_gold = Counter(said.get("shuffled")), Counter(said.get("gold"))
 
     def report(self) -> dict[str, Any]:
         """What was seen, for the summary. Each result is right, wrong, undecided or unreadable."""
-        same = self._found.get("identical")
-        said: dict[str, Any] = {"judge": self.name, "degenerate": self.degenerate}
-        said["planted"] = {name: outcome.result for name, outcome in self._found.items() if not outcome.tied}
-        if same is not None and same.p is not None and same.places:
-            said["first_of_identical"] = round(same.p, 6)
+        said: dict[str, Any] = {"judge": self.name, "degenerate": self.degenerate, "planted": self._planted}
+        if self._first_of_identical is not None:
+            said["first_of_identical"] = round(self._first_of_identical, 6)
         if self._lately:
             said["shuffled"] = dict(sorted(self._lately.items()))
         if self._by_gold:
@@ -154,7 +188,7 @@ class Checks:
         prompt, pair = planted.prompt, (planted.better, planted.worse)
         if self._asked.arity == 1:
             said = await all_of(*(self._asked(prompt, [one], pair) for one in pair))
-            return _rated(planted, said)
+            return _rated(planted, said, self._tie)
         orders = (pair,) if planted.tied else (pair, pair[::-1])
         said = await all_of(*(self._asked(prompt, list(shown), pair) for shown in orders))
         return _compared(planted, said)
@@ -167,27 +201,42 @@ class Checks:
             self.degenerate = (
                 f"it lost its log-probabilities: {judge.given} replies had them, and the last {judge.missing_in_a_row} had none"
             )
-        by_order = {v.shown: v.scores for v in verdicts if v.judge == judge.name and len(v.shown) == 2 and v.scores}
+        mine = [v for v in verdicts if v.judge == judge.name and v.scores is not None]
+        by_order = {v.shown: v.scores for v in mine if v.scores is not None and len(v.shown) == 2}
         for (one, other), scores in by_order.items():
             swapped = by_order.get((other, one))
             if swapped is None or one > other:
                 continue
             named = [(a > b) - (a < b) for a, b in (scores, swapped)]
-            self._pairs["pairs"] += 1
-            self._pairs[{2: "first", -2: "second"}.get(sum(named), "other" if any(named) else "tie")] += 1
-            self._preferences.append((scores[0] + swapped[1]) / 2)
+            kind = {2: "first", -2: "second"}.get(sum(named), "other" if any(named) else "tie")
+            self._note(kind, _middle((scores[0], swapped[1])))
+        for verdict in mine:
+            if len(verdict.shown) == 1 and verdict.scores is not None:
+                self._note("rating", verdict.scores[0])
         self._same_always()
 
+    def _note(self, kind: str, said: float) -> None:
+        """Adds to the last things said; the oldest goes."""
+        if len(self._said) == _WINDOW:
+            self._kinds[self._said[0][0]] -= 1
+        self._said.append((kind, said))
+        self._kinds[kind] += 1
+
     def _same_always(self) -> None:
-        pairs = self._pairs["pairs"]
-        if self.degenerate is not None or pairs < _PAIRS:
+        count = len(self._said)
+        if count < _WINDOW or self._kinds.most_common(1)[0][1] < _SAME_SHARE * count:
             return
-        middle = sum(self._preferences) / len(self._preferences)
-        spread = (sum((p - middle) ** 2 for p in self._preferences) / len(self._preferences)) ** 0.5
-        for kind, words in (("first", "named the first shown"), ("second", "named the second shown"), ("tie", "said that")):
-            if self._pairs[kind] >= _SAME_SHARE * pairs and spread < _SPREAD:
-                tail = " both are equal" if kind == "tie" else " in both orders"
-                self.degenerate = f"it {words}{tail} for {self._pairs[kind]} of {pairs} pairs"
+        kind = self._kinds.most_common(1)[0][0]
+        middle = sum(said for _, said in self._said) / count
+        spread = (sum((said - middle) ** 2 for _, said in self._said) / count) ** 0.5
+        words = {
+            "first": "named the first shown in both orders of",
+            "second": "named the second shown in both orders of",
+            "rating": f"gave {middle:g} to each of",
+        }.get(kind)
+        if words is not None and (spread == 0.0 if kind == "rating" else spread < _SPREAD):
+            what = "answers" if kind == "rating" else "pairs"
+            self.degenerate = f"it {words} the last {self._kinds[kind] if kind != 'rating' else count} {what}"
 
 
 def read_gold(path: str) -> list[Planted]:
@@ -205,12 +254,12 @@ def read_gold(path: str) -> list[Planted]:
     return found
 
 
-def _rated(planted: Planted, said: Sequence[Verdict]) -> Outcome:
+def _rated(planted: Planted, said: Sequence[Verdict], tie: float) -> Outcome:
     error = next((v.error for v in said if v.scores is None), None)
     if said[0].scores is None or said[1].scores is None:
         return Outcome(planted.id, None, (), error, planted.tied)
     better, worse = said[0].scores[0], said[1].scores[0]
-    return Outcome(planted.id, 0.5 if better == worse else float(better > worse), (), None, planted.tied)
+    return Outcome(planted.id, 0.5 if abs(better - worse) <= tie else float(better > worse), (), None, planted.tied)
 
 
 def _compared(planted: Planted, said: Sequence[Verdict]) -> Outcome:
@@ -224,7 +273,13 @@ def _compared(planted: Planted, said: Sequence[Verdict]) -> Outcome:
             _share(better, worse) if verdict.scale == "probability" else 0.5 + 0.5 * ((better > worse) - (better < worse))
         )
         places.append(None if better == worse else int((better > worse) == (verdict.shown[0] == planted.worse.id)))
-    return Outcome(planted.id, sum(ps) / len(ps), tuple(places), None, planted.tied)
+    return Outcome(planted.id, _middle(ps), tuple(places), None, planted.tied)
+
+
+def _middle(ps: Sequence[float]) -> float:
+    """The mean in log-odds, as the fit takes a place's bonus out. What is certain stays just short of it."""
+    odds = [math.log(p / (1.0 - p)) for p in (min(max(p, _CERTAIN), 1.0 - _CERTAIN) for p in ps)]
+    return 1.0 / (1.0 + math.exp(-sum(odds) / len(odds)))
 
 
 def _share(one: float, other: float) -> float:

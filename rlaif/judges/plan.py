@@ -17,8 +17,9 @@ Build = Callable[[Answers | None, Ledger, Tally], Judge]
 class JudgePlan:
     """A judge that is known to be usable: `model` is the chat model it needs, if any, `arity` and `orders` as of `Judge`.
 
-    `check` builds the judge that planted checks ask in its stead, None where there are none for it. For a forecast: about how
-    many tokens its own words are, and whether it asks for a bare option with log-probabilities.
+    `constitution` is the name of the one that it reads. `check` builds the judge that planted checks ask in its stead, None
+    where there are none for it. For a forecast: about how many tokens its own words are, and whether it asks for a bare
+    option with log-probabilities.
     """
 
     model: str | None
@@ -28,6 +29,7 @@ class JudgePlan:
     template_tokens: int = 0
     letter: bool = False
     check: Build | None = None
+    constitution: str | None = None
 
     def weighted(self, weight: float) -> JudgePlan:
         """The plan of the same judge, whose verdicts count `weight` times."""

@@ -6,9 +6,12 @@ p wins and 1 - p losses; a vote as one win or as two halves; a verdict of weight
 a posteriori under
 
     s_i ~ N(0, 100^2 / 2), so that a difference has standard deviation 100: it only keeps strengths finite;
-    b   ~ N(0, 10^2) for each judge;
+    b   ~ N(0, 10^2) for each judge that was read in both orders of some pair, and 0 for others: it cannot be known;
     half a win to each side of every pair that has votes (Jeffreys' prior of a binomial): a vote is one draw of the
     judge's preference, so two of two agreeing votes mean 0.83 and not 1. A probability is the preference itself.
+
+Where several judges spoke of a pair, each counts alike, however often it was asked: of a pair by itself the result is the
+mean of the judges' own probabilities, by their weights.
 
 The position terms are few and pooled over all prompts; given them, each prompt is solved by itself. So they are fitted by
 Newton's method on the profile likelihood, in which the strengths have been maximised out: its gradient and curvature are
@@ -62,7 +65,8 @@ def fit(ranked: Iterable[Ranked], *, chunk_size: int = CHUNK_SIZE) -> Iterator[F
 def _position(games: Games) -> Floats:
     """The judges' position terms, in the order of `games.judges`."""
     position = np.zeros(len(games.judges))
-    for most in sorted({1, len(games)}) if games.judges else ():
+    known = np.array([number in games.both_orders for number in range(len(position))], dtype=bool)
+    for most in sorted({1, len(games)}) if known.any() else ():
         for _ in range(_MOST_STEPS):
             gradient: Floats = -position / POSITION_SD**2
             curvature: Floats = np.eye(len(position)) / POSITION_SD**2
@@ -70,7 +74,10 @@ def _position(games: Games) -> Floats:
                 if block.judge.max(initial=-1) >= 0:
                     step = _settle(block, position)
                     gradient, curvature = gradient + step.gradient, curvature + step.curvature
-            moved = _capped(np.asarray(np.linalg.solve(curvature, gradient), dtype=np.float64))
+            moved = np.zeros_like(position)
+            moved[known] = _capped(
+                np.asarray(np.linalg.solve(curvature[np.ix_(known, known)], gradient[known]), dtype=np.float64)
+            )
             position = position + moved
             if np.abs(moved).max() < _CLOSE:
                 break

@@ -8,7 +8,8 @@ prompts alone, so that equal prompts give equal sums.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import IO
@@ -43,18 +44,23 @@ class Block:
 
 
 class Games:
-    """The games of many prompts in `file`, added once each in a fixed order. `judges` are those whose order may matter."""
+    """The games of many prompts in `file`, added once each in a fixed order.
+
+    `judges` are those whose order may matter; `both_orders` those who were read in both orders of a pair: of no other can it
+    be known what the first place is worth to them.
+    """
 
     def __init__(self, file: IO[bytes], ranked: Iterable[Ranked], chunk_size: int) -> None:
         self._file = file
         self._chunks: list[tuple[int, list[tuple[int, int, int, int]]]] = []
         self.judges: dict[str, int] = {}
-        chunk = _Chunk()
+        self.both_orders: set[int] = set()
+        chunk = _Chunk(self.judges, self.both_orders)
         for ids, verdicts in ranked:
-            chunk.add(ids, verdicts, self.judges)
+            chunk.add(ids, verdicts)
             if chunk.size >= chunk_size:
                 self._put(chunk)
-                chunk = _Chunk()
+                chunk = _Chunk(self.judges, self.both_orders)
         if chunk.counts:
             self._put(chunk)
 
@@ -97,44 +103,70 @@ class Games:
 class _Chunk:
     """Games as they come in: the prompt, the two candidates' places and the judge in `_games`, the share in `_won`, ..."""
 
-    def __init__(self) -> None:
+    def __init__(self, judges: dict[str, int], both_orders: set[int]) -> None:
         self.counts = array("i")
         self.size = 0
+        self._judges, self._both_orders = judges, both_orders
         self._games, self._won, self._weight = array("i"), array("d"), array("d")
 
-    def add(self, ids: Sequence[str], verdicts: Sequence[Verdict], judges: dict[str, int]) -> None:
+    def add(self, ids: Sequence[str], verdicts: Sequence[Verdict]) -> None:
         place = {c: k for k, c in enumerate(ids)}
-        voted: set[tuple[int, int]] = set()
-        alone: dict[tuple[str, float], list[tuple[int, float]]] = {}
         before = len(self._won)
-        verdicts = within(ids, verdicts)
-        for verdict in verdicts:
-            if verdict.scores is None:
-                continue
-            shown = [(place[c], score) for c, score in zip(verdict.shown, verdict.scores, strict=True)]
-            if len(shown) == 1:
-                alone.setdefault((verdict.judge, verdict.weight), []).extend(shown)
-                continue
-            judge = judges.setdefault(verdict.judge, len(judges)) if _order_may_matter(verdict, verdicts) else -1
-            self._meet(shown, judge, None if verdict.scale == "probability" else voted, verdict.weight)
-        for (_, weight), ratings in alone.items():
-            self._meet(ratings, -1, voted, weight)
-        for i, j in sorted(voted):
-            self._meet([(i, 0.5), (j, 0.5)], -1, None, 1.0)
+        by_judge: dict[str, list[Verdict]] = {}
+        for verdict in within(ids, verdicts):
+            if verdict.scores is not None:
+                by_judge.setdefault(verdict.judge, []).append(verdict)
+        found = [self._games_of(place, judge, said) for judge, said in by_judge.items()]
+        if len(found) == 1:
+            for game in found[0]:
+                self._put(*game)
+        else:
+            self._put_jury(found)
         self.counts.append(len(ids))
         self.size += len(ids) ** 2 + len(self._won) - before
 
-    def _meet(self, scored: Sequence[tuple[int, float]], judge: int, voted: set[tuple[int, int]] | None, weight: float) -> None:
-        """A game of every two, the earlier one first; of votes, which are put into `voted`, or of probabilities."""
-        for (i, x), (j, y) in (scored,) if len(scored) == 2 else combinations(scored, 2):
-            if voted is None:
-                won = x / (x + y) if x + y > 0 else 0.5
-            else:
-                won = 1.0 if x > y else 0.0 if x < y else 0.5
-                voted.add((i, j) if i < j else (j, i))
-            self._games.extend((len(self.counts), i, j, judge))
-            self._won.append(won)
-            self._weight.append(weight)
+    def _games_of(self, place: Mapping[str, int], judge: str, verdicts: Sequence[Verdict]) -> list[_Game]:
+        """One judge's games: of every two that it showed together or rated, the one shown earlier first.
+
+        A pair with votes has one more, half won by each.
+        """
+        games: list[_Game] = []
+        voted: dict[tuple[int, int], float] = {}
+        alone: list[tuple[int, float]] = []
+        shown = {v.shown for v in verdicts if len(v.shown) == 2}
+        for verdict in verdicts:
+            scored = [(place[c], score) for c, score in zip(verdict.shown, verdict.scores or (), strict=True)]
+            if len(scored) == 1:
+                alone.extend(scored)
+                continue
+            number = -1
+            if len(scored) == 2 and (verdict.scale != "rating" or verdict.shown[::-1] in shown):
+                number = self._judges.setdefault(judge, len(self._judges))
+                if verdict.shown[::-1] in shown:
+                    self._both_orders.add(number)
+            _meet(games, scored, number, None if verdict.scale == "probability" else voted, verdict.weight)
+        _meet(games, alone, -1, voted, verdicts[0].weight)
+        games.extend((i, j, -1, 0.5, weight) for (i, j), weight in sorted(voted.items()))
+        return games
+
+    def _put_jury(self, found: Sequence[Sequence[_Game]]) -> None:
+        """Puts several judges' games so that each judge counts alike on a pair, however often it was asked about it.
+
+        Of a pair by itself, the strengths are then those of the mean of what each judge by itself makes of it.
+        """
+        totals = [Counter[tuple[int, int]]() for _ in found]
+        for total, games in zip(totals, found, strict=True):
+            for i, j, *_ in games:
+                total[min(i, j), max(i, j)] += 1
+        for total, games in zip(totals, found, strict=True):
+            for i, j, judge, won, weight in games:
+                pair = min(i, j), max(i, j)
+                self._put(i, j, judge, won, weight * max(other[pair] for other in totals) / total[pair])
+
+    def _put(self, i: int, j: int, judge: int, won: float, weight: float) -> None:
+        self._games.extend((len(self.counts), i, j, judge))
+        self._won.append(won)
+        self._weight.append(weight)
 
     def blocks(self) -> Iterator[Block]:
         counts, won, weight = np.array(self.counts), np.array(self._won), np.array(self._weight)
@@ -149,11 +181,25 @@ class _Chunk:
             yield Block(prompts, np.zeros((len(prompts), width)), *games)
 
 
-def _order_may_matter(verdict: Verdict, verdicts: Sequence[Verdict]) -> bool:
-    """Whether it compares two; two ratings are a comparison where the judge was shown them in the other order too."""
-    if len(verdict.shown) != 2 or verdict.scale != "rating":
-        return len(verdict.shown) == 2
-    return any(other.judge == verdict.judge and other.shown == verdict.shown[::-1] for other in verdicts)
+_Game = tuple[int, int, int, float, float]
+"""(one, other, judge, won, weight), as of `Block`."""
+
+
+def _meet(
+    games: list[_Game],
+    scored: Sequence[tuple[int, float]],
+    judge: int,
+    voted: dict[tuple[int, int], float] | None,
+    weight: float,
+) -> None:
+    """Adds a game of every two, the earlier one first; of votes, which are put into `voted`, or of probabilities."""
+    for (i, x), (j, y) in (scored,) if len(scored) == 2 else combinations(scored, 2):
+        if voted is None:
+            won = x / (x + y) if x + y > 0 else 0.5
+        else:
+            won = 1.0 if x > y else 0.0 if x < y else 0.5
+            voted[(i, j) if i < j else (j, i)] = weight
+        games.append((i, j, judge, won, weight))
 
 
 def within(ids: Sequence[str], verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
