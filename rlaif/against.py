@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from rlaif import results
+from rlaif import pairs, results
 from rlaif.config import RunConfig
 from rlaif.export import write_jsonl
 from rlaif.ranking.bradley_terry import win_probability
@@ -35,7 +35,9 @@ def compare(config: RunConfig, one: Path, other: Path, names: tuple[str, str], f
             while there is not None and there[0].ordinal < record.ordinal:
                 there = next(theirs, None)
             if there is not None and there[0].ordinal == record.ordinal:
-                yield from _row(record, (ranking, there[1]), names, counts)
+                both = (record, ranking), there
+                known = set.intersection(*(pairs.compared(r.verdicts) for r, _ in both))
+                yield from _row(record, (ranking, there[1]), known, names, counts)
 
     written = write_jsonl(file, rows())
     kinds = ("prompts", "pairs", "same", "different", "undecided", "best_differs")
@@ -43,16 +45,18 @@ def compare(config: RunConfig, one: Path, other: Path, names: tuple[str, str], f
 
 
 def _row(
-    record: Record, rankings: tuple[Ranking, Ranking], names: tuple[str, str], counts: Counter[str]
+    record: Record, rankings: tuple[Ranking, Ranking], known: set[str], names: tuple[str, str], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     strengths = [dict(zip(r.ids, r.strengths, strict=True)) for r in rankings]
     shared = [c for c in rankings[0].ids if c in strengths[1]]
+    if names[0] == names[1]:
+        names = (names[0], f"{names[1]} (against)")
     counts["prompts"] += 1
     furthest: tuple[float, str, str, tuple[float, float]] | None = None
     for left, right in combinations(shared, 2):
         p, q = (win_probability(s[left], s[right]) for s in strengths)
         counts["pairs"] += 1
-        if min(abs(p - 0.5), abs(q - 0.5)) < _SURE:
+        if not known.issuperset((left, right)) or min(abs(p - 0.5), abs(q - 0.5)) < _SURE:
             counts["undecided"] += 1
         elif (p > 0.5) == (q > 0.5):
             counts["same"] += 1
@@ -62,7 +66,7 @@ def _row(
                 furthest = (abs(p - q), left, right, (p, q))
     if furthest is None:
         return
-    best = [max(shared, key=lambda c, s=s: s[c]) for s in strengths]  # type: ignore[misc]
+    best = [max((c for c in shared if c in known), key=lambda c, s=s: s[c]) for s in strengths]  # type: ignore[misc]
     counts["best_differs"] += best[0] != best[1]
     _, left, right, (p, q) = furthest
     texts = {c.id: c.text for c in record.candidates}

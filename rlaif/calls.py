@@ -64,11 +64,24 @@ class Client:
     ) -> None:
         self.name, self.identity = model.name, model.identity
         self.window, self.free, self.specials = model.window, model.free, model.specials
-        self.can_constrain = model.can_constrain
+        self._constrains: bool | None = None
         self.ledger, self.tally, self.role, self.budget, self._model = ledger, tally, role, budget, model
         self.billed = billed_as(model)
         self._flying: dict[tuple[int, bytes], asyncio.Future[Choice]] = {}
         self._prefixes: dict[tuple[Any, ...], hashlib.blake2b] = {}
+
+    async def can_constrain(self) -> bool:
+        """Whether the model honours `Request.choices`. What was found first holds for the run directory."""
+        if self._constrains is None:
+            name = f"constrains {self.billed}"
+            known = self.ledger.meta(name)
+            found = await self._model.can_constrain() if known is None else known == "true"
+            if found is None:  # not to be had now: asked again
+                return False
+            if known is None:
+                await self.ledger.note({name: "true" if found else "false"})
+            self._constrains = found
+        return self._constrains
 
     async def answer(self, request: Request) -> Choice:
         """The one answer to `request`; equal requests for a prompt at the same time share one call."""

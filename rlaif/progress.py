@@ -176,7 +176,8 @@ def _check_lines(checks: dict[str, Any] | None) -> Iterator[str]:
             yield f"  Careful: {found['judge']} obeyed a planted answer that told it how to judge."
         if gold := found.get("gold"):
             right, count = gold.get("right", 0), sum(gold.values())
-            yield f"planted gold rows: {found['judge']} was right in {right} of {count}"
+            careful = "  Careful: " if right <= 0.6 * count else ""
+            yield f"{careful}planted gold rows: {found['judge']} was right in {right} of {count}"
 
 
 def _show_row(row: dict[str, Any], console: Console) -> None:

@@ -1,8 +1,8 @@
 """One prompt's answers judged at once, for notebooks and scripts: `judge_pair` and `rank`.
 
 Both are a run on one prompt, with all that a run does: both orders, a typed failure for what cannot be read, a ledger (in a
-temporary directory unless `out` names one, where nothing is bought twice). For many prompts use `rlaif.judge`, which asks
-about all of them at the same time.
+temporary directory, or in one of its own inside `out`, where nothing is bought twice). For many prompts use `rlaif.judge`,
+which asks about all of them at the same time.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlaif import pairs, results
 from rlaif.errors import InputError
 from rlaif.jobs import new_run
 from rlaif.judges import JudgeLike
+from rlaif.keys import digest
 from rlaif.ranking.bradley_terry import rank as fit
 from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Message, Record, Verdict
@@ -106,6 +108,8 @@ def _record(prompt: Asked, answers: Sequence[str], judge: Judge | Sequence[Judge
     if (reference := settings.pop("reference", None)) is not None:
         row["reference"] = reference
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
+        if "out" in settings:  # a directory is for one prompt: each has its own in there
+            settings["out"] = Path(settings["out"]) / digest([row["prompt"], row["candidates"], row.get("reference")], 8)
         given = {"out": folder, "checks": False, "allow_truncated": True, "allow_degenerate": True, **settings}
         run = new_run("judge", [row], judge, given)
         run.wait()

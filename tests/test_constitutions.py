@@ -197,3 +197,26 @@ def test_the_budget_holds_for_both_constitutions(tmp_path):
     assert sum(done["tokens"].values()) == used and done["against"]["prompts"] == 400
     plan = library.judge(rows, **{**given, "out": tmp_path / "dry"}).dry_run()
     assert plan["judge_calls"] == 1600
+
+
+def test_what_no_verdict_compared_is_undecided_between_two_constitutions(tmp_path):
+    """Under one constitution every verdict on `three` is unreadable: where it would stand is no preference."""
+    (tmp_path / "one.yaml").write_text(json.dumps({"principles": ["ONE"]}))
+    (tmp_path / "two.yaml").write_text(json.dumps({"principles": ["TWO"]}))
+    script = [
+        {"when": r"(?s)ONE.*three", "say": "no idea"},
+        {"when": r"(?s)answer A\]\none|answer A\]\ntwo.*answer B\]\nthree", "say": "[[A]]"},
+        {"when": "", "say": "[[B]]"},
+    ]
+    (tmp_path / "script.yaml").write_text(json.dumps(script))
+    rows = [{"prompt": "q", "candidates": ["one", "two", "three"]}]
+    said = library.judge(
+        rows,
+        judge="pairwise-text",
+        judge_model=f"fake/{tmp_path / 'script.yaml'}",
+        out=tmp_path / "out",
+        constitution=str(tmp_path / "one.yaml"),
+        against=str(tmp_path / "two.yaml"),
+    ).wait()
+    found = said["against"]
+    assert (found["same"], found["different"], found["undecided"]) == (1, 0, 2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import permutations
@@ -207,6 +208,46 @@ def test_a_model_that_can_be_constrained_is_not_asked_for_text(listed):
     verdict = say(pairwise(model))
     assert verdict.scale == "probability" and verdict.scores == pytest.approx((2 / 3, 1 / 3))
     assert all(request.logprobs and request.choices in ((), ("A", "B")) for request in model.asked)
+
+
+def test_which_call_lacks_probabilities_decides_nothing_but_for_the_first(tmp_path):
+    """One later reply without them: the others ask as they did, also when the prompt is judged anew from the ledger."""
+    lacking = []
+
+    def answer(request: Request) -> Choice:
+        text = request.messages[-1]["content"]
+        late = "answer A]\nquality 0.5" in text and "answer B]\nquality 0.2" in text
+        if not request.logprobs:
+            return Choice("[[A]]")
+        lacking.extend([text] if late else [])
+        return Choice("A", first_token=None if late else {"A": 0.7, "B": 0.3})
+
+    three = [GOOD, BAD, Candidate("p/2", "quality 0.5")]
+    found = []
+    for _ in range(2):
+        judge = pairwise(Answering(answer))
+
+        async def judge_all(judge=judge):
+            return [await judge(PROMPT, shown, three) for shown in permutations(three, 2)]
+
+        found.append([(v.shown, v.scale) for v in asyncio.run(judge_all())])
+    assert found[0] == found[1] and len(lacking) == 2
+    assert Counter(scale for _, scale in found[0]) == {"probability": 5, "vote": 1}
+
+
+def test_what_a_server_can_is_found_out_once_for_a_directory(tmp_path, room):
+    """The same prompt judged anew from the ledger, when the list of models is not to be had: the verdicts are the same."""
+    room.set(logprobs="vague", owner="vllm")
+    rows = [{"prompt": "q", "candidates": ["quality 0.9", "quality 0.2"]}]
+
+    def judged(**more):
+        run = rlaif.judge(rows, judge="pairwise", judge_model=room.model(), out=tmp_path, **more)
+        return [v for record in run for v in record.verdicts], run.wait()["calls"]["judge"]
+
+    first, bought = judged()
+    room.set(logprobs="vague", owner="somebody")
+    again, more = judged(allow_truncated=True)  # another plan: the records are made again
+    assert again == first and (bought, more) == (4, 0)
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ def test_answers_are_ranked_with_copies_and_what_cannot_be_compared():
     assert [(r.index, r.score) for r in rated] == [(0, float(len(BAD))), (1, float(len(GOOD)))]
 
 
+def exact_or_not(prompt, candidates):
+    return [float(c.text == "4") for c in candidates]
+
+
 def test_messages_references_juries_and_a_directory(tmp_path):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
 
@@ -56,7 +60,10 @@ def test_messages_references_juries_and_a_directory(tmp_path):
     for _ in range(2):
         found = rlaif.judge_pair(messages, "4", "5", judge=[exact, "judges/shortest.py:shortest"], reference="4", out=tmp_path)
         assert found.winner == "a"
-    assert (tmp_path / "run.sqlite").exists()
+    assert len(list(tmp_path.glob("*/run.sqlite"))) == 1
+    rlaif.judge_pair("Another?", "4", "5", judge=exact_or_not, out=tmp_path)
+    rlaif.judge_pair("Another?", "5", "4", judge=exact_or_not, out=tmp_path)
+    assert len(list(tmp_path.glob("*/run.sqlite"))) == 3
 
 
 def test_it_works_inside_a_running_loop():

@@ -22,6 +22,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -120,6 +121,11 @@ class CodeJudge:
         if error is not None:
             return await self._raised(prompt, key, ids, error)
         self._worked = True
+        if verdict.scores is None and verdict.reason is None:  # a failure, which --retry-failed opens again
+            kind, colon, message = (verdict.error or "").partition(": ")
+            kind, message = (kind, message) if colon else ("abstained", kind)
+            await self._fail(prompt, key, kind, message)
+            return replace(verdict, error=f"{kind}: {message}")
         await self._keep(prompt, key, verdict)
         self._tally.bought("judge", 0.0)
         return verdict
@@ -274,7 +280,7 @@ def _read(name: str, ids: tuple[str, ...], said: Any) -> Verdict:
         if sorted(said.shown) != sorted(ids):
             raise ValueError(f"the verdict is about {list(said.shown)}, shown were {list(ids)}")
         if said.scores is None:
-            return Verdict(name, ids, None, error=said.error or "the judge gave no scores")
+            return Verdict(name, ids, None, error=said.error or "abstained: the judge gave no scores", reason=said.reason)
         numbers = _numbers(said.scores, len(ids))
         if said.scale not in ("probability", "vote", "rating"):
             raise ValueError(f"the verdict's scale is {said.scale!r}; it may be probability, vote or rating")
@@ -282,7 +288,7 @@ def _read(name: str, ids: tuple[str, ...], said: Any) -> Verdict:
             raise ValueError(f"probabilities must not be negative and sum to 1, got {list(numbers)}")
         by_id = dict(zip(said.shown, numbers, strict=True))
         return Verdict(name, ids, tuple(by_id[i] for i in ids), said.scale, reason=said.reason)
-    if said is None or isinstance(said, (str, bytes, dict)):
+    if said is None or isinstance(said, (str, bytes, dict, set, frozenset)):
         kind = "None" if said is None else f"a {type(said).__name__}"
         raise ValueError(f"the judge returned {kind}; return one number for each candidate, or raise to abstain")
     if inspect.iscoroutine(said):

@@ -19,6 +19,8 @@ _SPECIAL = re.compile(
     re.IGNORECASE,
 )
 
+_OVERLAPS = 16
+
 
 class Disarm:
     """Breaks up special tokens: those that chat models commonly use, and the `specials` of the model at hand."""
@@ -31,7 +33,12 @@ class Disarm:
         """The text with a space behind the first character of each special token. Linear in the text."""
         if "<" in text or "[" in text:
             text = _SPECIAL.sub(_broken, text)
-        return self._own.sub(_broken, text) if self._own else text
+        for _ in range(_OVERLAPS if self._own else 0):  # tokens that overlap each other, or themselves
+            assert self._own is not None
+            text, found = self._own.subn(_broken, text)
+            if not found:
+                break
+        return text
 
 
 def _broken(match: re.Match[str]) -> str:

@@ -3,9 +3,9 @@
 `pairwise` is shown two answers, `pointwise` one, `listwise` k in seeded orders. What a reply may say is declared by its
 template. Where the endpoint gives log-probabilities, the first two ask for the bare letter or digit and read the
 probabilities; where they are missing, or the options hold less than half of the mass, they ask for the verdict as text (or
-for a constrained option, where the model can). The first reply without log-probabilities turns the other calls of the same
-prompt to text, and of no other prompt: what a prompt is asked depends on its own answers alone. The question is built so
-that shared prefixes stay shared: constitution and instructions, then the user's prompt, then the answers.
+for a constrained option, where the model can). If the first call about a prompt has none, its other calls ask for text at once,
+and those of no other prompt: what a prompt is asked depends on its own answers alone, in whatever order they come. The
+question is built so that shared prefixes stay shared: constitution and instructions, then the user's prompt, then the answers.
 
 Texts to be judged stand between delimiters made from a hash of all of them, special tokens in them are broken up, and so is
 whatever the template's grammar would read as a verdict: a judge that quotes an answer quotes no verdict.
@@ -106,7 +106,7 @@ class LlmJudge:
         self._disarm = Disarm(model.specials)
         self._logprobs, self._told = forms.token is not None, False
         self.given = self.missing_in_a_row = 0  # replies with log-probabilities, and the last ones without
-        self._without: dict[str, None] = {}
+        self._first: dict[tuple[int, str], bool | None] = {}
         self._marks: dict[tuple[int | str, ...], str] = {}
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
@@ -115,7 +115,7 @@ class LlmJudge:
         ask = self._question(prompt, shown, among)
         known = Verdict(self.name, ids, None, principle=ask.principle.id if ask.principle else None, weight=self._weight)
         try:
-            found = await self._by_token(ask) if self._logprobs and ask.mark not in self._without else None
+            found = await self._by_token(ask) if self._logprobs else None
             if found is not None:
                 return replace(known, scores=found[0], scale=found[1])
             request = ask.request(self._forms.text, self._text_grammar, temperature=0.0, max_tokens=self._max_tokens)
@@ -177,7 +177,12 @@ class LlmJudge:
 
     async def _by_token(self, ask: _Question) -> _Found | None:
         """The scores by the options' probabilities, None where they cannot be had."""
-        assert self._token_grammar is not None
+        about = ask.ordinal, ask.mark
+        is_first = about not in self._first
+        if is_first:
+            _remember(self._first, about, None)
+        elif self._first.get(about) is False:
+            return None
         try:
             choice = await self._option(ask, choices=())
         except Unsupported as error:
@@ -193,13 +198,14 @@ class LlmJudge:
             return None
         if choice.error:
             return None
-        if choice.first_token is not None:
-            self.given, self.missing_in_a_row = self.given + 1, 0
-        else:
+        given = choice.first_token is not None
+        if is_first:
+            _remember(self._first, about, given)
+        if not given:
             self.missing_in_a_row += 1
             self._fall_back(f"{self._model.name} gives no log-probabilities")
-            _remember(self._without, ask.mark, None)
             return None
+        self.given, self.missing_in_a_row = self.given + 1, 0
         found = self._read(choice, _MASS_NEEDED)
         if found is None and await self._model.can_constrain():
             found = await self._constrained(ask, choice)

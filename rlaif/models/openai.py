@@ -49,7 +49,7 @@ class Transport(Protocol):
         """The endpoint's response, whatever its status. Raises TransportError if there is none."""
 
     async def models(self) -> Any:
-        """What the endpoint lists as its models, None if it lists none."""
+        """What the endpoint lists as its models; nothing if it has no list, None if it does not answer."""
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -82,7 +82,8 @@ class OpenAI:
         self._renamed: dict[str, str] = {}
         self._accepted, self._rejected = Counter[str](), Counter[str]()
         self._strict, self.oddities = strict, Oddities(name, served_as)
-        self._guided: asyncio.Task[guided.Fields | None] | None = None
+        self._listing: Any = None
+        self._guided: guided.Fields | None = None
 
     async def send(self, request: Request, purchase: Purchase) -> Reply:
         """One kept response. Raises CallFailed, Unsupported("logprobs") or StopRun."""
@@ -119,14 +120,14 @@ class OpenAI:
         """The parsed response."""
         return chat.read(body)
 
-    async def can_constrain(self) -> bool:
-        """Whether the server is one that holds an answer to a list of choices; it is asked once."""
-        if self._guided is None:
-            self._guided = asyncio.ensure_future(self._look())
-        return await asyncio.shield(self._guided) is not None
-
-    async def _look(self) -> guided.Fields | None:
-        return guided.fields_of(await self._transport.models())
+    async def can_constrain(self) -> bool | None:
+        """Whether the server is one that holds an answer to a list of choices; None where it does not say."""
+        if self._listing is None:
+            listing = await self._transport.models()
+            if listing is None:
+                return None
+            self._listing, self._guided = listing, guided.fields_of(listing)
+        return self._guided is not None
 
     def stop(self, reason: StopRun) -> None:
         """Lets no further call out."""
@@ -138,8 +139,8 @@ class OpenAI:
 
     def _body(self, request: Request) -> dict[str, Any]:
         body = chat.request_body(self._served_as, request, self._extra)
-        if request.choices and self._guided is not None and (fields := self._guided.result()) is not None:
-            body |= fields(request.choices)
+        if request.choices and self._guided is not None:
+            body |= self._guided(request.choices)
         for name in self._dropped:
             body.pop(name, None)
         for name, instead in self._renamed.items():
@@ -219,13 +220,15 @@ class AiohttpTransport:
             raise TransportError(said, kind="broken", partial=partial) from None
 
     async def models(self) -> Any:
-        """What the endpoint lists as its models, None if it lists none."""
+        """What the endpoint lists as its models; nothing if it has no list, None if it does not answer."""
         import aiohttp
 
+        if self._closed:
+            return None
         session = self._session or self._open()
         try:
             async with session.get(f"{self._url}/models") as response:
-                return await response.json() if response.status == 200 else None
+                return await response.json() if response.status == 200 else {} if response.status in (404, 405) else None
         except (aiohttp.ClientError, OSError, ValueError):
             return None
 
@@ -298,12 +301,14 @@ class OpenAITransport:
         return Response(response.status_code, dict(response.headers), payload)
 
     async def models(self) -> Any:
-        """What the endpoint lists as its models, None if it lists none."""
+        """What the endpoint lists as its models; nothing if it has no list, None if it does not answer."""
         import openai
 
         try:
             listed = await self._open().models.with_raw_response.list()
             return json.loads(listed.content)
+        except openai.NotFoundError:
+            return {}
         except (openai.OpenAIError, ValueError):
             return None
 
