@@ -85,16 +85,16 @@ class Held:
         return state, length
 
     def put(self, tokens: Tokens, state: State) -> None:
-        """Holds a copy of a state, and drops others where there is no room."""
+        """Drops others where there is no room, and holds a copy of a state. Out of memory over the copy, it holds the rest."""
         size = sum(part.numel() * part.element_size() for layer in state for part in layer)
         key = tokens.tobytes()
         if size > self.limit_bytes or key in self._entries:
             return
-        self._entries[key] = tokens, [(keys.clone(), values.clone()) for keys, values in state], size
-        self.bytes += size
-        while self.bytes > self.limit_bytes:
+        while self.bytes + size > self.limit_bytes:
             _, (_, _, gone) = self._entries.popitem(last=False)
             self.bytes -= gone
+        self._entries[key] = tokens, [(keys.clone(), values.clone()) for keys, values in state], size
+        self.bytes += size
 
     def clear(self) -> None:
         """Drops all."""

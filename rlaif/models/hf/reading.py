@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlaif.models.hf.memory import Fit
+from rlaif.models.hf.memory import Fit, attempt
 from rlaif.models.hf.network import Network
 from rlaif.models.hf.prefixes import Held, State, Tokens, shared
 
@@ -50,7 +50,7 @@ class Reader:
             for level in shared(sequences, known):
                 for batch, result in self.fit.run(level, len, self._extend):
                     for tokens, (_, state) in zip(batch, result or (), strict=result is not None):
-                        self.held.put(tokens, state)
+                        self._hold(tokens, state)
         times = Counter(marks)
         known = [self.held.longest(tokens)[1] for tokens in sequences]
         alone = [
@@ -70,8 +70,12 @@ class Reader:
                 continue
             for place, (logits, state) in zip(places, result, strict=True):
                 if alone[place]:
-                    self.held.put(sequences[place], state)
+                    self._hold(sequences[place], state)
                 yield Read(place, logits, state)
+
+    def _hold(self, tokens: Tokens, state: State) -> None:
+        """Holds a state for later, if there is memory for it: without it, its tokens are read again."""
+        attempt(lambda: self.held.put(tokens, state))
 
     def _extend(self, batch: Sequence[Tokens]) -> list[tuple[torch.Tensor, State]]:
         held = [self.held.longest(tokens) for tokens in batch]

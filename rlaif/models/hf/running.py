@@ -1,7 +1,8 @@
 """Continuous batching: prompts are read together, and their rows generate together, a token each a step.
 
 What comes later joins between two steps, a row that has ended leaves at once. When memory runs out in a step, half of the
-rows go back into the line, with what they have said, and are read again later; one row that does not fit alone fails.
+rows go back into the line, with what they have said, and are read again later. Where it runs out over a single row, that
+one is tried once more with nothing else in memory, and fails if it does not fit then.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ _NARROW_AT = 64
 
 @dataclass(eq=False)
 class Row:
-    """One answer in the making: at most `limit` tokens after the prompt, ended by `finish`."""
+    """One answer in the making: at most `limit` tokens after the prompt, ended by `finish`.
+
+    `alone`: memory ran out over it, and it has the memory to itself now, or will have when its turn comes.
+    """
 
     ask: Ask
     index: int
@@ -38,6 +42,7 @@ class Row:
     numbers: pick.Numbers
     made: list[int] = field(default_factory=list)
     finish: str | None = None
+    alone: bool = False
     first: list[dict[str, Any]] | None = None
 
     @property
@@ -88,6 +93,7 @@ class Chat:
         self._starts: list[int] = []
         self._line: list[Row] = []
         self.most_rows = rows or (GPU_ROWS if network.device.type == "cuda" else CPU_ROWS)
+        self._wanted_rows = self.most_rows
 
     def take(self, jobs: list[Job]) -> None:
         """Puts the rows of new requests into the line."""
@@ -137,7 +143,34 @@ class Chat:
     # Reading
 
     def _admit(self) -> None:
-        """Reads prompts from the line: all that want one token alone, and others while there is room for their rows."""
+        """Reads prompts from the line, and begins their answers."""
+        batch = self._next()
+        if not batch:
+            return
+        chosen = set(batch)
+        self._line = [row for row in self._line if row not in chosen]
+        groups: dict[bytes, list[Row]] = {}
+        for row in batch:
+            row.ask.job.begun = True
+            groups.setdefault(row.tokens.tobytes(), []).append(row)
+        same = list(groups.values())
+        marks = ["" if rows[0].alone else rows[0].ask.request.mark for rows in same]
+        for read in self._reader.read([rows[0].tokens for rows in same], marks):
+            if isinstance(read, Read):
+                self._begin(same[read.place], read.logits, read.state)
+            else:
+                for row in same[read]:
+                    self._set_back(row)
+
+    def _next(self) -> list[Row]:
+        """What is read now: all that want one token alone, and others while there is room for their rows.
+
+        A row that is to be alone comes before them, and those that run make way for it.
+        """
+        lone = next((row for row in self._line if row.alone), None)
+        if lone is not None:
+            self._clear()
+            return [lone]
         batch, rows, full = list[Row](), list(self._rows), False
         for row in self._line:
             if row.limit - len(row.made) > 1:
@@ -145,22 +178,11 @@ class Chat:
                 if full:  # also for a shorter one behind it: else the long one might never come in
                     continue
                 rows.append(row)
-            row.ask.job.begun = True
             batch.append(row)
-        if not batch:
-            return
-        chosen = set(batch)
-        self._line = [row for row in self._line if row not in chosen]
-        groups: dict[bytes, list[Row]] = {}
-        for row in batch:
-            groups.setdefault(row.tokens.tobytes(), []).append(row)
-        same = list(groups.values())
-        marks = [rows[0].ask.request.mark for rows in same]
-        for read in self._reader.read([rows[0].tokens for rows in same], marks):
-            if isinstance(read, Read):
-                self._begin(same[read.place], read)
-            else:
-                self._fail(same[read])
+        if batch:
+            for row in self._rows:
+                row.alone = False
+        return batch
 
     def _has_room(self, rows: Sequence[Row], row: Row) -> bool:
         """True if the row can run beside the others to its end; one alone always may."""
@@ -169,23 +191,30 @@ class Chat:
         longest = max(len(one.ask.prompt) + min(one.limit, 2**20) for one in (*rows, row))
         return len(rows) < self.most_rows and (len(rows) + 1) * longest <= self._network.room_tokens
 
-    def _begin(self, rows: Sequence[Row], read: Read) -> None:
-        """Rows with one prompt say their first token; those that go on get a place."""
-        logits = read.logits.expand(len(rows), -1)
-        for row, token in zip(rows, self._choose(logits, rows), strict=True):
-            self._say(row, token)
-            if row.finish is None:
-                self._join(row, read.state)
+    def _begin(self, rows: Sequence[Row], logits: torch.Tensor, state: State) -> None:
+        """Rows with one prompt, after which are `logits` [vocabulary], say their first token; those that go on get a place."""
+        fitted, said = attempt(lambda: self._choose(logits.expand(len(rows), -1), rows))
+        if fitted and said is not None:
+            for row, token in zip(rows, said, strict=True):
+                self._say(row, token)
+                if row.finish is None:
+                    self._join(row, state)
+        elif len(rows) > 1:
+            half = len(rows) // 2
+            self._begin(rows[:half], logits, state)
+            self._begin(rows[half:], logits, state)
+        else:
+            self._set_back(rows[0])
 
     def _join(self, row: Row, state: State) -> None:
         """Gives the row a place among those that run. Where memory runs out, all go back into the line."""
         tokens, before = state[0][0].shape[1], self._slots.length
         fitted, _ = attempt(lambda: self._slots.put(len(self._rows), state))
-        self._rows.append(row)
         if not fitted:
-            self._shrink(len(self._rows), keep=0)
+            self._set_back(row)
             return
         self._starts = [start + self._slots.length - before for start in self._starts]
+        self._rows.append(row)
         self._starts.append(self._slots.length - tokens)
 
     # Generating
@@ -193,12 +222,16 @@ class Chat:
     def _generate(self) -> None:
         """Every running row says a token."""
         rows, columns = list(self._rows), self._slots.length
-        ids = torch.tensor([[row.made[-1]] for row in rows], device=self._network.device)
-        starts = torch.tensor(self._starts, device=self._network.device)
-        fitted, said = attempt(lambda: self._choose(self._network.forward(ids, starts, self._slots), rows))
+
+        def act() -> list[int]:
+            ids = torch.tensor([[row.made[-1]] for row in rows], device=self._network.device)
+            starts = torch.tensor(self._starts, device=self._network.device)
+            return self._choose(self._network.forward(ids, starts, self._slots), rows)
+
+        fitted, said = attempt(act)
         if not fitted or said is None:
             self._slots.back_to(columns)
-            self._shrink(len(rows), keep=len(rows) // 2)
+            self._shrink()
             return
         for row, token in zip(rows, said, strict=True):
             self._say(row, token)
@@ -266,24 +299,45 @@ class Chat:
         if not self._rows:
             self._slots = Slots(self._network.layers)
 
-    def _shrink(self, running: int, *, keep: int) -> None:
-        """Memory has run out with so many rows: all but `keep` go back into the line. A single one fails."""
-        self._reader.held.clear()
-        self.most_rows = max(1, running // 2)
-        if running == 1:
-            self._fail(self._rows[:1])
+    def _shrink(self) -> None:
+        """Memory has run out over the rows that run: half of them go back into the line, and so many run from now on."""
+        keep = len(self._rows) // 2
+        if not keep:
+            self._set_back(self._rows[0])
             return
+        self._reader.held.clear()
+        self.most_rows = keep
         self._line = self._rows[keep:] + self._line
         self._rows, self._starts = self._rows[:keep], self._starts[:keep]
-        if not keep:
-            self._slots = Slots(self._network.layers)
 
-    def _fail(self, rows: Sequence[Row]) -> None:
-        """These rows' requests do not fit into memory, not even alone."""
-        for ask in dict.fromkeys(row.ask for row in rows):
-            size = len(ask.prompt) + max(len(row.made) for row in ask.rows)
-            ask.job.fail(CallFailed("too_long", f"{size} tokens do not fit into the memory of {self._network.device.type}"))
-            self._line = [row for row in self._line if row.ask is not ask]
-            for place in reversed(range(len(self._rows))):
-                if self._rows[place].ask is ask:
-                    self._leave(place)
+    def _set_back(self, row: Row) -> None:
+        """Memory has run out over this row: it goes back into the line to be tried alone, or fails if it was alone."""
+        if row.alone:
+            self._fail(row)
+            return
+        others = len(self._rows) - (row in self._rows)
+        if others:
+            self.most_rows = min(self.most_rows, max(1, (others + 1) // 2))
+        self._clear()
+        row.alone = True
+        if row not in self._line:
+            self._line.insert(0, row)
+
+    def _clear(self) -> None:
+        """Puts all that runs back into the line and frees what is held."""
+        for row in self._rows:
+            row.alone = False
+        self._line = self._rows + self._line
+        self._rows, self._starts, self._slots = [], [], Slots(self._network.layers)
+        self._reader.held.clear()
+
+    def _fail(self, row: Row) -> None:
+        """The row does not fit into memory, not even alone: its request fails, and others are no longer few for its sake."""
+        ask = row.ask
+        size = len(ask.prompt) + max(len(one.made) for one in ask.rows)
+        ask.job.fail(CallFailed("too_long", f"{size} tokens do not fit into the memory of {self._network.device.type}"))
+        self.most_rows = self._wanted_rows
+        self._line = [one for one in self._line if one.ask is not ask]
+        for place in reversed(range(len(self._rows))):
+            if self._rows[place].ask is ask:
+                self._leave(place)

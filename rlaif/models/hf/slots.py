@@ -38,19 +38,25 @@ class Layer(DynamicLayer):  # type: ignore[misc]
         return keys[:rows, :, :end], values[:rows, :, :end]
 
     def room(self, rows: int, columns: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The buffers, with room for so many rows and columns; `keys` and `values` [.., heads, .., size] are what goes in."""
+        """The buffers, with room for so many rows and columns; `keys` and `values` [.., heads, .., size] are what goes in.
+
+        Rows beyond `rows` are not in use: buffers that grow longer leave them, so that fewer rows need less memory.
+        """
         self.is_initialized = True
         if self.buffers is None:
             self.dtype, self.device = keys.dtype, keys.device
             self.buffers = (_zeros(rows, columns, keys), _zeros(rows, columns, values))
         have = self.buffers[0]
         if rows > have.shape[0] or columns > have.shape[2]:
-            rows = have.shape[0] if rows <= have.shape[0] else max(rows, have.shape[0] * 3 // 2)
-            columns = have.shape[2] if columns <= have.shape[2] else columns + _SPARE
+            if columns > have.shape[2]:
+                columns += _SPARE
+            else:
+                rows, columns = max(rows, have.shape[0] * 3 // 2), have.shape[2]
+            kept = min(rows, have.shape[0])
             grown = []
             for old in self.buffers:
                 new = _zeros(rows, columns, old)
-                new[: old.shape[0], :, : self.length] = old[:, :, : self.length]
+                new[:kept, :, : self.length] = old[:kept, :, : self.length]
                 grown.append(new)
             self.buffers = (grown[0], grown[1])
         return self.buffers
@@ -119,11 +125,14 @@ class Slots(Cache):  # type: ignore[misc]
                 layer.buffers = (grown[0], grown[1])
 
     def narrow(self, columns: int) -> None:
-        """Takes away the first columns, which are padding in every row."""
+        """Takes away the first columns, which are padding in every row. Needs no memory: columns move by as many at a time."""
         for layer in self.layers:
+            left = layer.length - columns
             for buffer in layer.buffers or ():
-                buffer[:, :, : layer.length - columns] = buffer[:, :, columns : layer.length].clone()
-            layer.length -= columns
+                for start in range(0, left, columns):
+                    end = min(start + columns, left)
+                    buffer[:, :, start:end] = buffer[:, :, start + columns : end + columns]
+            layer.length = left
 
     def back_to(self, columns: int) -> None:
         """Forgets what a forward pass that broke off has added."""
