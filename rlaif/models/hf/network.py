@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from rlaif.errors import StopRun
 from rlaif.models.hf.prefixes import State, Tokens, tokens_of
 from rlaif.models.hf.slots import Slots
+from rlaif.models.hf.worker import first_line
 
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end_of_turn|>", "<|endoftext|>")
 _SHARE_OF_CPU, _SHARE_OF_GPU = 0.25, 0.6
@@ -145,12 +146,6 @@ def quiet_loading() -> Iterator[None]:
     finally:
         if were:
             logging.enable_progress_bar()
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, with its kind."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def out_of_memory(error: BaseException) -> bool:
