@@ -1,6 +1,8 @@
 """A reward model as a judge: a sequence classifier of transformers with one label, which rates one answer at a time.
 
 A conversation is what the model's chat template makes of the prompt's messages with the candidate as the assistant's turn.
+Special tokens in what they say are broken up: a candidate that ends its turn and writes the next ones is scored as the text
+that it is.
 All that waits is scored together, like lengths side by side, padded at the right. A reward is the one of a plain forward
 pass of the conversation alone. What is longer than the model reads is a failed verdict, never cut; so is a reward that is
 no finite number.
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlaif.errors import CallFailed, InputError, StopRun
+from rlaif.judges.disarm import Disarm
 from rlaif.keys import digest
 from rlaif.models.hf import files
 from rlaif.models.hf.settings import read_template
@@ -26,14 +29,11 @@ from rlaif.types import Candidate, Message, Prompt, Verdict
 if TYPE_CHECKING:
     import torch
 
-    from rlaif.live import EndpointState
-
 TIMEOUT_S = 3600.0
 """For one verdict, with all the waiting for the model to be loaded and for those before it."""
 
 _CPU_TOKENS, _GPU_TOKENS = 8192, 65536
 _CPU_ENOUGH, _GPU_ENOUGH = 256, 4096
-_AT_ONCE = 64
 _HEADS = re.compile(r"(^|\.)(score|classifier|classification_head|logits_proj|sequence_summary|head)\.")
 
 
@@ -63,8 +63,9 @@ class RewardScorer:
     def __init__(self, spec: RewardSpec, folder: Path, *, weights: str, label: int, chat_template: str | None) -> None:
         name = spec.model or str(folder)
         self.name = f"reward:{folder.resolve().name if Path(name).expanduser().is_dir() else name}"
-        self.digest = digest(["reward", weights, spec.system, label, chat_template, spec.dtype])
+        self.digest = digest(["reward", weights, spec.system, label, chat_template, spec.dtype, "disarmed"])
         self._spec, self._folder, self._label, self._template = spec, folder, label, chat_template
+        self._disarm = Disarm(files.specials(folder))
         self._worker = Worker(f"reward-{folder.name}", self._load)
 
     async def score(self, messages: Sequence[Message]) -> float:
@@ -76,8 +77,12 @@ class RewardScorer:
         return reward
 
     def conversation(self, prompt: Prompt, candidate: Candidate) -> list[Message]:
-        """The messages that are scored: with the system text, unless the prompt has one, and the candidate at the end."""
-        messages = [*prompt.messages, {"role": "assistant", "content": candidate.text}]
+        """The messages that are scored: with the system text, unless the prompt has one, and the candidate at the end.
+
+        Special tokens in the prompt and the candidate are broken up (`Disarm`).
+        """
+        said = [*prompt.messages, {"role": "assistant", "content": candidate.text}]
+        messages = [{**message, "content": self._disarm(message["content"])} for message in said]
         if self._spec.system is not None and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self._spec.system})
         return messages
@@ -94,10 +99,6 @@ class RewardScorer:
     def stopped(self) -> StopRun | None:
         """Why it takes no more."""
         return self._worker.stopped
-
-    def state(self) -> EndpointState:
-        """What it does now, for a person."""
-        return self._worker.state(self.name, _AT_ONCE)
 
     def _load(self) -> Engine:
         import transformers
