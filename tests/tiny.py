@@ -1,9 +1,22 @@
-"""Tiny transformers models in real folders: seeded weights, a tokenizer of bytes, a chat template."""
+"""Tiny transformers models in real folders: seeded weights, a tokenizer of bytes, a chat template; and ways to ask them."""
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from helpers import Books
+
+from rlaif.models import hf
+from rlaif.models.hf.chat_text import encode
+from rlaif.models.hf.worker import Job
+from rlaif.types import Reply, Request
+
+if TYPE_CHECKING:
+    from rlaif.models.hf import network, running
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
@@ -72,3 +85,95 @@ def save_reward(folder: Path, *, labels: int = 1, pad: int | None = None, templa
     model.save_pretrained(folder)
     save_tokenizer(folder, template=template)
     return folder
+
+
+# Asking them
+
+
+def user(text: str) -> tuple[dict[str, Any], ...]:
+    return ({"role": "user", "content": text},)
+
+
+def make(folder: Path, tmp_path: Path, **extra_body: Any) -> hf.Hf:
+    return hf.make(str(folder), cache=tmp_path / "digests.json", concurrency=64, extra_body=extra_body)
+
+
+def ask(model: hf.Hf, *requests: Request) -> list[Any]:
+    """The replies, or what was raised."""
+
+    async def run() -> list[Any]:
+        try:
+            return await asyncio.gather(*(model.send(request, Books()) for request in requests), return_exceptions=True)
+        finally:
+            await model.close()
+
+    return asyncio.run(run())
+
+
+def texts(reply: Reply) -> list[str]:
+    return [choice.text for choice in reply.choices]
+
+
+# The engine without a loop: jobs that note what became of them
+
+
+class Noted(Job):
+    """A job whose outcome is kept."""
+
+    __slots__ = ("gone", "outcome")
+
+    def __init__(self, request: Request) -> None:
+        self.work, self.begun, self.gone = request, False, False
+        self.outcome: Any = None
+
+    @property
+    def dropped(self) -> bool:
+        return self.gone
+
+    def finish(self, result: Any) -> None:
+        self.outcome = result
+
+    def fail(self, error: BaseException) -> None:
+        self.outcome = error
+
+
+def chat_of(loaded: network.Network, **settings: Any) -> running.Chat:
+    from rlaif.models.hf import running
+
+    def tokenise(request: Request) -> list[int]:
+        return encode(loaded.tokenizer, request.messages, template=None, generation_prompt=True)
+
+    return running.Chat(loaded, tokenise, **settings)
+
+
+def answers(chat: running.Chat, requests: Sequence[Request], *, late: Sequence[Request] = ()) -> list[Any]:
+    """What each request came to; `late` ones join after three steps."""
+    jobs, later = [Noted(request) for request in requests], [Noted(request) for request in late]
+    chat.take(list(jobs))
+    steps = 0
+    while chat.step() or (later and steps < 3):
+        steps += 1
+        if steps == 3:
+            chat.take(list(later))
+    return [job.outcome for job in (*jobs, *later)]
+
+
+def said(answered: running.Answered) -> list[str]:
+    return [choice["message"]["content"] for choice in answered.choices]
+
+
+def judge_calls(rng: random.Random, marks: int) -> list[Request]:
+    """The calls of some prompts' pairwise judges: a common beginning, then the prompt, then two answers in both orders."""
+    calls = []
+    for number in range(marks):
+        task = f"Which is better? Be fair and brief. Question {number}: " + "why " * rng.randint(5, 20)
+        candidates = ["".join(rng.choices("abcdefgh ", k=rng.randint(1, 60))) for _ in range(3)]
+        for a in candidates:
+            for b in candidates:
+                if a != b:
+                    text = f"{task}\n{number:012d} A: {a}\n{number:012d} B: {b}\nAnswer:"
+                    calls.append(Request(user(text), temperature=1.0, max_tokens=1, logprobs=20, mark=f"{number:012d}"))
+    return calls
+
+
+PROMPTS = [user(text) for text in ("Hi", "Say something about rivers, lakes and the sea.", "x" * 90, "Name a colour.", "?")]
