@@ -129,10 +129,11 @@ class Scarce(TorchDispatchMode):
 
 
 def mixed() -> list[Request]:
-    """Answers of several lengths, so that columns are taken away too, constrained ones and verdicts."""
-    long = [Request(p, n=3, temperature=1.0, max_tokens=4 if len(str(p)) > 90 else 40, seed=i) for i, p in enumerate(PROMPTS)]
+    """Answers of several lengths, constrained ones, verdicts, and a long prompt whose columns are taken away when it ends."""
+    long = [Request(p, n=3, temperature=1.0, max_tokens=40, seed=i) for i, p in enumerate(PROMPTS)]
+    wide = Request(user("z" * 200), n=2, temperature=1.0, max_tokens=4, seed=1)
     bound = Request(user("yes?"), n=2, temperature=1.0, max_tokens=20, seed=1, choices=("yes", "yesterday", "no"))
-    return [*long, bound, *judge_calls(random.Random(1), 2)[::3]]
+    return [*long, wide, bound, *judge_calls(random.Random(1), 2)[::3]]
 
 
 def same(one: Any, other: running.Answered) -> bool:
