@@ -270,7 +270,7 @@ def test_a_run_judged_by_a_reward_model_keeps_its_verdicts(one: Path, tmp_path: 
 
     first, bought = asyncio.run(judged())
     again, reused = asyncio.run(judged())
-    assert (bought.judge, bought.reused, reused.judge, reused.reused) == (3, 0, 0, 3)
+    assert (bought.judge, bought.reused, reused.judge, reused.reused) == (2, 0, 0, 2), "the failed one is no purchase"
     assert first == again
     assert [v.scale for v in first] == ["rating"] * 3 and first[0].judge == f"reward:{one.name}"
     assert first[0].scores != first[1].scores
