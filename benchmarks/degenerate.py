@@ -168,7 +168,7 @@ def _asked(row: dict[str, Any]) -> Prompt:
 
 
 def kind(prompt: Prompt, text: str) -> str | None:
-    return degenerate.kind_of(prompt, Candidate("c", text))
+    return degenerate.kind_of(*degenerate.marked(prompt, [Candidate("c", text)]))
 
 
 def alarms(name: str, rows: Sequence[Judged], examples: str | None) -> list[str]:

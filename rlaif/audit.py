@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from rlaif.degenerate import KINDS
+from rlaif.degenerate import KINDS, kind_of
 from rlaif.pairs import flips
 from rlaif.types import PreferencePair, Record, Verdict
 
@@ -31,9 +31,8 @@ class Audit:
         for candidate in record.candidates:
             if candidate.error:
                 self._fail("policy", candidate.error)
-            elif candidate.empty or candidate.truncated or candidate.degenerate:
-                kind = "empty" if candidate.empty else "truncated" if candidate.truncated else candidate.degenerate
-                self._degenerate[str(kind)] += 1
+            elif (kind := kind_of(candidate)) is not None:
+                self._degenerate[kind] += 1
         count = self._counts
         count["records"] += 1
         count["verdicts"] += len(record.verdicts)

@@ -44,7 +44,7 @@ def ask(text: str, *more: str, role: str = "user") -> Prompt:
 
 
 def kind(answer: str, asked: str = QUESTION) -> str | None:
-    return degenerate.kind_of(ask(asked), Candidate("p/0", answer))
+    return degenerate.kind_of(*degenerate.marked(ask(asked), [Candidate("p/0", answer)]))
 
 
 # What is marked
@@ -206,9 +206,9 @@ def test_a_refusal_has_its_reason_in_the_system_message_or_in_its_own_words():
 
 def test_a_loop_that_was_cut_stays_degenerate_when_cut_answers_are_let_in():
     cut = Candidate("p/0", "the " * 100, finish="length")
-    assert degenerate.kind_of(ask(QUESTION), cut) == "truncated"
+    assert degenerate.kind_of(cut) == "truncated"
     assert degenerate.marked(ask(QUESTION), [cut])[0].degenerate == "looping"
-    assert degenerate.kind_of(ask(QUESTION), Candidate("p/0", PROSE, finish="length")) == "truncated"
+    assert degenerate.kind_of(Candidate("p/0", PROSE, finish="length")) == "truncated"
 
 
 def test_failed_candidates_are_no_degenerate_ones_and_marks_are_made_anew():

@@ -37,7 +37,7 @@ def grammar(occurrence: str = "all", verdict: str = r"\[\[([A-Z])\]\]", means: d
     ],
 )
 def test_a_verdict_is_read_wherever_it_stands(reply, scores):
-    assert TEXT.read_text(reply) == scores
+    assert TEXT.read(reply) == scores
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_verdict_is_read_wherever_it_stands(reply, scores):
 )
 def test_what_is_not_in_the_declared_form_is_no_verdict(reply):
     with pytest.raises(Unreadable, match="no verdict"):
-        TEXT.read_text(reply)
+        TEXT.read(reply)
 
 
 @pytest.mark.parametrize(
@@ -53,38 +53,38 @@ def test_what_is_not_in_the_declared_form_is_no_verdict(reply):
 )
 def test_a_reply_that_contradicts_itself_is_no_verdict(reply):
     with pytest.raises(Unreadable, match="contradictory"):
-        TEXT.read_text(reply)
+        TEXT.read(reply)
 
 
 @pytest.mark.parametrize("letter", "DEZ")
 def test_a_letter_that_was_not_offered_is_no_verdict(letter):
     with pytest.raises(Unreadable, match=f"'{letter}' was not offered"):
-        TEXT.read_text(f"[[{letter}]]")
+        TEXT.read(f"[[{letter}]]")
 
 
 @pytest.mark.parametrize(("occurrence", "scores"), [("first", FIRST), ("last", SECOND)])
 def test_the_declared_occurrence_decides(occurrence, scores):
-    assert grammar(occurrence).read_text("[[A]], hm, [[C]], rather [[B]]") == scores
+    assert grammar(occurrence).read("[[A]], hm, [[C]], rather [[B]]") == scores
 
 
 def test_an_unoffered_letter_counts_only_at_the_declared_occurrence():
-    assert grammar("last").read_text("[[D]] then [[A]]") == FIRST
+    assert grammar("last").read("[[D]] then [[A]]") == FIRST
     with pytest.raises(Unreadable, match="not offered"):
-        grammar("first").read_text("[[D]] then [[A]]")
+        grammar("first").read("[[D]] then [[A]]")
 
 
 def test_a_token_grammar_reads_the_bare_option_only():
-    assert TOKEN.read_text(" B\n") == SECOND
+    assert TOKEN.read(" B\n") == SECOND
     for reply in ("B.", "A or B", "AB", "", "C"):
         with pytest.raises(Unreadable):
-            TOKEN.read_text(reply)
+            TOKEN.read(reply)
 
 
 @quiet
 @given(reply=replies, occurrence=st.sampled_from(["all", "first", "last"]))
 def test_no_text_makes_the_parser_crash_or_invent_a_verdict(reply, occurrence):
     try:
-        scores = grammar(occurrence).read_text(reply)
+        scores = grammar(occurrence).read(reply)
     except Unreadable:
         return
     said = {letter for letter in "ABC" if f"[[{letter}]]" in reply}
@@ -97,7 +97,7 @@ def test_no_text_makes_the_parser_crash_or_invent_a_verdict(reply, occurrence):
 @pytest.mark.parametrize("occurrence", ["all", "first", "last"])
 def test_a_pattern_whose_group_matched_nothing_says_nothing(occurrence, reply):
     try:
-        scores = grammar(occurrence, verdict="verdict: ([A-Z])?").read_text(reply)
+        scores = grammar(occurrence, verdict="verdict: ([A-Z])?").read(reply)
     except Unreadable:
         return
     assert {FIRST: "verdict: A", SECOND: "verdict: B"}[scores] in reply
@@ -108,7 +108,7 @@ def test_a_pattern_whose_group_matched_nothing_says_nothing(occurrence, reply):
 def test_text_around_a_verdict_does_not_change_it(before, after, letter):
     reply = f"{before}[[{letter}]]{after}"
     if reply.count("[[") == 1:
-        assert TEXT.read_text(reply) == {"A": FIRST, "B": SECOND, "C": TIE}[letter]
+        assert TEXT.read(reply) == {"A": FIRST, "B": SECOND, "C": TIE}[letter]
 
 
 def test_probabilities_are_summed_over_the_tokens_that_strip_to_an_option():
@@ -203,7 +203,7 @@ def test_options_that_yaml_reads_as_no_text_are_options_all_the_same(tmp_path):
             found = Grammar.of(load_template(str(file), needs=("a", "b")).front, "mine")
         except InputError:
             continue  # refusing is fine too; silently never matching is not
-        assert (found.read_text(options[0]), found.read_text(options[1])) == (FIRST, SECOND)
+        assert (found.read(options[0]), found.read(options[1])) == (FIRST, SECOND)
 
 
 def unreadable(found: Grammar, reply: str, shown: int = 2, finish: str | None = None) -> str:

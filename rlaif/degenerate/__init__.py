@@ -4,7 +4,7 @@
     truncated       cut at the token limit
     looping         a phrase, a word or a character over and over takes a good part of it (`repetition`)
     tail            it ends in such a loop, or in a row of marks: "pls pls pls", "??????" (`repetition`)
-    echo            nearly only the prompt again (`echo`)
+    echo            the prompt again, and nothing added (`echo`)
     refusal         nothing but a refusal, of a prompt that gives no reason for one (`refusal`)
     wrong_language  in another language than the prompt, which names none (`language`)
 
@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from rlaif.degenerate.echo import echoes
 from rlaif.degenerate.language import in_wrong_language
 from rlaif.degenerate.refusal import is_refusal, refuses_unasked
-from rlaif.degenerate.repetition import asks_for_repetition, ends_in_loop, loops
+from rlaif.degenerate.repetition import asks_for_repetition, ends_in_loop, loops, quotes_loop
 from rlaif.types import Candidate, Prompt
 
 __all__ = [
@@ -37,21 +37,22 @@ __all__ = [
     "kind_of_text",
     "loops",
     "marked",
+    "quotes_loop",
     "refuses_unasked",
 ]
 
 Kind = Literal["empty", "truncated", "looping", "tail", "echo", "refusal", "wrong_language"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-RULES = 1
+RULES = 2
 """The version of the rules: it rises with every change that could mark an answer otherwise."""
 
 
-def kind_of(prompt: Prompt, candidate: Candidate) -> Kind | None:
-    """The first kind that applies, in the order of `KINDS`, or None for an answer worth judging."""
+def kind_of(candidate: Candidate) -> Kind | None:
+    """The first kind that applies to a marked candidate, in the order of `KINDS`, or None for an answer worth judging."""
     if candidate.empty:
         return "empty"
-    return "truncated" if candidate.truncated else kind_of_text(prompt, candidate.text)
+    return "truncated" if candidate.truncated else cast("Kind | None", candidate.degenerate)
 
 
 def kind_of_text(prompt: Prompt, text: str) -> Kind | None:
@@ -59,11 +60,9 @@ def kind_of_text(prompt: Prompt, text: str) -> Kind | None:
     if not text.strip():
         return None
     asked = str(prompt.messages[-1]["content"]) if prompt.messages else ""
-    if loops(text):
-        if not asks_for_repetition(asked):
-            return "looping"
-    elif ends_in_loop(text) and not asks_for_repetition(asked):
-        return "tail"
+    looping = loops(text)
+    if (looping or ends_in_loop(text)) and not asks_for_repetition(asked) and not quotes_loop(asked, text):
+        return "looping" if looping else "tail"
     if echoes(asked, text):
         return "echo"
     if refuses_unasked(prompt, text):

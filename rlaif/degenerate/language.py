@@ -124,17 +124,37 @@ _LANGUAGES_OF = {
 }
 _NO_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|\$[^$\n]*\$", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]+")
+_NAMED = (  # languages, their varieties and those who speak them; the list errs towards silence
+    "afrikaans albanian amharic arabic aramaic armenian assamese austrian azerbaijani azeri bahasa bambara bangla "
+    "bashkir basque bavarian belarusian bengali berber bhojpuri bosnian brazilian breton bulgarian burmese cantonese "
+    "castilian catalan cebuano chechen chichewa chinese cornish corsican creole croatian czech danish dari dutch "
+    "dzongkha egyptian english esperanto estonian faroese farsi fijian filipino finnish flemish french frisian fulani "
+    "gaelic galician georgian german greek greenlandic guarani gujarati hakka hausa hawaiian hebrew hindi hinglish "
+    "hindustani hmong hokkien hungarian icelandic igbo ilocano indonesian inuktitut irish italian japanese javanese "
+    "kannada kazakh khmer kinyarwanda kirundi klingon konkani korean kurdish kurmanji kyrgyz lao laotian latin "
+    "latvian lingala lithuanian luganda luxembourgish macedonian malagasy malay malayalam maltese mandarin manx maori "
+    "marathi mayan moldovan mongolian montenegrin nahuatl navajo neapolitan nepali norwegian nynorsk occitan odia "
+    "oriya oromo papiamento pashto persian pidgin polish portuguese provencal punjabi putonghua quechua romanian "
+    "romansh russian samoan sanskrit sardinian scots serbian sesotho shona sicilian sindhi sinhala sinhalese slovak "
+    "slovene slovenian somali sorani spanglish spanish sundanese swahili swedish swiss tagalog tahitian taiwanese "
+    "tajik tamazight tamil tatar telugu thai tibetan tigrinya tongan tswana turkish turkmen twi ukrainian urdu uyghur "
+    "uzbek valencian vietnamese welsh wolof wu xhosa yiddish yoruba zulu "
+    # as they call themselves, and as others do
+    "englisch deutsch französisch spanisch italienisch portugiesisch niederländisch polnisch russisch türkisch "
+    "anglais allemand français francais espagnol italien portugais néerlandais russe inglés ingles alemán aleman "
+    "francés frances español espanol castellano italiano portugués portugues inglese tedesco francese spagnolo "
+    "portoghese inglês alemão francês espanhol português brasileiro nederlands vlaams engels duits frans spaans "
+    "svenska engelska norsk bokmål dansk íslenska suomi suomeksi englanniksi polski polsku angielsku čeština česky "
+    "slovenčina slovensky slovenščina hrvatski srpski bosanski magyar magyarul română romana engleză shqip eesti "
+    "latviešu lietuvių türkçe türkce ingilizce indonesia inggris melayu kiswahili kiingereza català catala euskara "
+    "galego gaeilge cymraeg "
+)
 _ASKS_LANGUAGE = re.compile(
     r"translat|\blanguage|\blingu|翻译|翻譯|翻訳|번역|перевод|перевед|übersetz|tradu[cirz]|vertaal|语言|語言|文\b"
-    r"|\b(?:english|german|french|spanish|portuguese|italian|dutch|swedish|norwegian|danish|finnish|polish|russian"
-    r"|ukrainian|bulgarian|czech|hungarian|romanian"
-    r"|greek|turkish|arabic|hebrew|persian|farsi|hindi|urdu|bengali|bangla|punjabi|gujarati|marathi|tamil|telugu"
-    r"|kannada|malayalam|nepali|thai|vietnamese|indonesian|malay"
-    r"|tagalog|filipino|swahili|chinese|mandarin|cantonese|japanese|korean|latin|esperanto|irish|welsh|catalan)\b"
-    r"|\b(?:englisch|deutsch|französisch|spanisch|anglais|allemand|français|espagnol|inglés|inglese|inglês|alemán"
-    r"|francés|español|italiano|português|nederlands"
-    r"|английск|русск|немецк|французск|испанск|китайск)|[英中日韩法德俄汉漢]文|[英日韩法德俄汉漢]语"
-    r"|[英日韓法德俄漢]語|영어|한국어|일본어|중국어|bahasa",
+    rf"|\b(?:{'|'.join(_NAMED.split())})\b|tiếng (?:việt|anh)"
+    r"|английск|русск|немецк|французск|испанск|китайск|українськ|англійськ|български|англий|српски|ελληνικ|αγγλικ"
+    r"|עברית|באנגלית|العربية|الإنجليزية|فارسی|انگلیسی|हिन्दी|हिंदी|अंग्रेज़ी|ภาษา|[英中日韩法德俄汉漢葡意]文|[英日韩法德俄汉漢葡意]语"
+    r"|西班牙|[英日韓法德俄漢葡意]語|粤语|普通话|영어|한국어|일본어|중국어",
     re.IGNORECASE,
 )
 

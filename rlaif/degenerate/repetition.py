@@ -38,7 +38,10 @@ SYMBOLS = 8
 LETTERS = 12
 """One letter in a row at the end: "sooooo" and "zzzzzz" are shorter."""
 WORDS = 3
-"""The same word in a row at the end, with a space between: "pls pls pls". Names and sayings that do this are rare."""
+"""The same word in a row at the end, with a space between, behind a finished sentence or where no sentence can end: "pls pls
+pls", "the the the". Names and sayings that do this are rare."""
+WORDS_IN_SENTENCE = 5
+"""The same where it can be the end of a sentence: "A duck goes quack quack quack", "it rained and rained and rained"."""
 SEPARATED_WORDS = 5
 """The same with commas or line ends between: "location, location, location" is a saying."""
 LAUGHS = 12
@@ -49,16 +52,25 @@ PHRASE_REPEATS, PHRASE_CHARACTERS = 5, 48
 _ASKED = re.compile(
     r"\brepeat|\bduplicat|\brepetit|over and over|again and again|in a loop|\b(?:say|write|print|type|list|output"
     r"|generate|give)\b.{0,120}?"
-    r"\btimes\b|\bzero(?:e?s)\b|\bones\b|\bascii|\bdraw|\bpattern|\bsong|\blyric|\bsing\b|\bpoem|\bchant|\bmantra|\brhyme"
+    r"\btimes\b|\bzero(?:e?s)\b|\bones\b|\bascii|\bdraw|\bpattern|\bsong|\blyric|\bsing\b|\bpoem|\bchant|\bmantra|\btandem|\bmicrosatellite|\bhomopolymer|\bpoly-?[ACGTU]\b|\brhyme"
     r"|\bscream|\blaugh|\bspam|重复|重覆|反复|循环|[遍次]|歌|诗|繰り返|повтор|wiederhol|répèt|répét|repit",
     re.IGNORECASE | re.DOTALL,
 )
+_FINISHED = re.compile(r"[.!?。！？)\]}\d*`\n]\s*\Z")
+_UNFINISHED = (
+    "a an the and or but of to in on at by for from with as if than that which who is are was were be been has have "
+    "had do does did will would can could should may might must very so too i we he she they my your his her its our "
+    "their this these those pls plz please thx thanks sorry hello hi hey "
+)
+_ENDS_NO_SENTENCE = frozenset(_UNFINISHED.split())
 _WIDE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _LAUGHING = re.compile(
     r"(?:ha|he|hi|ho|ja|la|na|da|ah|oh|no|yes|bye|blah|woo|yay|knock|tick|tock|beep|boom|meow|woof|end)+h?", re.I
 )
 _LAUGH_CHARACTERS = frozenset("哈呵嘻嘿啊呜哇嗯喵汪")
 _SYMBOL = re.compile("[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff]")  # no lines, blocks or Braille: those draw
+QUOTED = 3
+"""A prompt that holds so many of the units in a row speaks of them."""
 _ENDING = 400
 _STEP = 100  # with a probe of 12 and REPEATS of a unit: no loop of LEAST_CHARACTERS lies between two steps
 
@@ -66,6 +78,26 @@ _STEP = 100  # with a probe of 12 and REPEATS of a unit: no loop of LEAST_CHARAC
 def asks_for_repetition(asked: str) -> bool:
     """Whether a prompt asks for something that may repeat itself: so many times, zeros, a pattern, a song, a poem."""
     return _ASKED.search(asked) is not None
+
+
+def quotes_loop(asked: str, text: str) -> bool:
+    """Whether the loop in a text is in its prompt, too: QUOTED of its units in a row, at the end or about the middle."""
+    asked = " ".join(asked.casefold().split())
+    for part in (text[-_ENDING:], text[len(text) // 2 : len(text) // 2 + _ENDING]):
+        part = " ".join(part.casefold().split()).rstrip(".,;:!?\"'”’)")
+        row = _row(part)
+        if any(map(str.isalpha, row)) and row.strip() in asked:
+            return True
+    return False
+
+
+def _row(text: str) -> str:
+    """The last QUOTED units of the loop that a text ends in, "" where it ends in none."""
+    for period in range(2, min(LONGEST_UNIT, len(text) // 2) + 1):
+        row = text[-QUOTED * period :]
+        if len(row) > 2 * period and row[period:] == row[:-period]:
+            return row
+    return ""
 
 
 def loops(text: str) -> bool:
@@ -185,13 +217,17 @@ def _ends_in_words(end: str) -> bool:
     word = words[-2].rstrip(",;.!?").casefold()
     if not word.isalpha() or len(word) < 2 or words[-1].rstrip(",;.!?").casefold() != word:
         return False
-    row, plain = 0, True
-    for other in reversed(end.split()):
+    row, plain, others = 0, True, end.split()
+    for other in reversed(others):
         if other.rstrip(",;.!?").casefold() != word:
             break
         row += 1
         plain = plain and (row == 1 or other[-1].isalpha())
-    least = SEPARATED_WORDS if not plain or "\n" in end[-(len(word) + 1) * row - 1 :] else WORDS
+    before = " ".join(others[:-row])
+    apart = word in _ENDS_NO_SENTENCE or (len(before) >= SHORT_CHARACTERS and _FINISHED.search(before) is not None)
+    least = WORDS if apart else WORDS_IN_SENTENCE
+    if not plain or "\n" in end[-(len(word) + 1) * row - 1 :]:
+        least = SEPARATED_WORDS
     return row >= (LAUGHS if _LAUGHING.fullmatch(word) else least)
 
 

@@ -106,5 +106,6 @@ def load_spec(judge: str, path: Path) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         kind = raw.get("kind") if isinstance(raw, dict) else None
-        place = ".".join(str(p) for p in first["loc"] if p != kind) or ("kind" if isinstance(raw, dict) else "the whole")
+        loc = first["loc"][1:] if first["loc"][:1] == (kind,) else first["loc"]
+        place = ".".join(map(str, loc)) or ("kind" if isinstance(raw, dict) else "the whole")
         raise InputError(f"judge {judge!r} ({path}): {place}: {first['msg']}") from None

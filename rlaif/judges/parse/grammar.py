@@ -87,10 +87,6 @@ class Grammar:
             raise Unreadable("echo", "the reply lists the options and decides for none")
         return self._meaning(self._one(said if self.occurrence == "all" else decided), shown)
 
-    def read_text(self, text: str) -> tuple[float, ...]:
-        """As `read`, of two shown."""
-        return self.read(text)
-
     def disarm(self, text: str) -> str:
         """The text with a space in each match of the grammar's patterns: nothing in it can be read as a verdict.
 

@@ -32,6 +32,7 @@ from rlaif.keys import digest
 from rlaif.types import Candidate, Prompt, Verdict
 
 Positive = Annotated[int, Field(ge=1)]
+JsonType = Literal[tuple(checks.JSON_TYPES)]  # type: ignore[valid-type]
 Seconds = Annotated[float, Field(gt=0.0, le=60.0, allow_inf_nan=False)]
 
 
@@ -123,8 +124,8 @@ class JsonRule(_Rule):
     """1 for JSON, perhaps of one type, perhaps with keys: `{NAME: TYPE or null}`."""
 
     rule: Literal["json"]
-    type: Literal["object", "array", "string", "number", "integer", "boolean", "null"] | None = None
-    keys: dict[str, Literal["object", "array", "string", "number", "integer", "boolean", "null"] | None] = {}
+    type: JsonType | None = None
+    keys: dict[str, JsonType | None] = {}
     fenced: bool = True
 
 

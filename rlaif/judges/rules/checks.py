@@ -19,7 +19,7 @@ Found = tuple[float, str]
 
 _HALF_WORDS, _HALF_CHARACTERS = 150.0, 900.0
 """The length at which `prefer` gives one half: a page in two paragraphs."""
-_TYPES: dict[str, tuple[type, ...]] = {
+JSON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "array": (list,),
     "string": (str,),
@@ -28,7 +28,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "boolean": (bool,),
     "null": (type(None),),
 }
-TYPES = tuple(_TYPES)
+"""The names of JSON's types, and what `json` makes of each."""
 _FENCE = re.compile(r"```[A-Za-z]*[ \t]*\n")
 
 
@@ -103,7 +103,7 @@ def is_json(text: str, keys: Mapping[str, str | None], kind: str | None, *, fenc
 
 
 def _is_a(value: Any, kind: str) -> bool:
-    return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
+    return isinstance(value, JSON_TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
 
 
 def _no_constant(name: str) -> None:
