@@ -245,8 +245,37 @@ def test_a_failure_has_a_kind(reply, kind, finish):
     assert unreadable(TEXT, reply, finish=finish) == kind
 
 
-def test_a_refusal_counts_only_where_there_is_no_verdict():
-    assert TEXT.read("I'm sorry, but I cannot agree with answer A. [[B]]") == SECOND
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "I'm sorry, I cannot judge. [[C]]",
+        "I'm sorry, but I can't help with that.\n\n[[A]]",
+        "As an AI language model, I am unable to compare them. [[C]]",
+        "I must decline to evaluate these answers. [[B]]",
+        "抱歉，我无法判断。[[C]]",
+    ],
+)
+def test_a_reply_that_declines_and_gives_a_verdict_contradicts_itself(reply):
+    """A tie is an opinion on two answers; this is the form filled in by one who has none."""
+    assert unreadable(TEXT, reply) == "contradiction"
+    assert grammar("last").read(reply) in (FIRST, SECOND, TIE), "only where everything in a reply must agree"
+
+
+@pytest.mark.parametrize(
+    ("reply", "scores"),
+    [
+        ("I'm sorry, but I cannot agree with answer A. [[B]]", SECOND),
+        ("I cannot decide between the two: [[C]]", TIE),
+        ("Answer A says: I'm sorry, I cannot help with that. [[B]]", SECOND),
+        ("\"I'm sorry, I can't help\" is all that answer A says. [[B]]", SECOND),
+        (
+            "I'm sorry, but I can't help with that. " + "Answer A has the sign wrong, as its second line shows. " * 9 + "[[B]]",
+            SECOND,
+        ),
+    ],
+)
+def test_words_of_refusal_are_none_where_the_reply_goes_on_to_judge(reply, scores):
+    assert TEXT.read(reply) == scores
 
 
 def test_a_reply_ended_by_a_filter_is_a_refusal():

@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections import Counter
-from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -24,8 +23,9 @@ from rlaif.calls import Tally
 from rlaif.errors import InputError
 from rlaif.judges import rules
 from rlaif.judges.code import CodeJudge
-from rlaif.judges.rules import RulesSpec, answers, digest_of, ifeval, judge_of
+from rlaif.judges.rules import RulesSpec, digest_of, ifeval, judge_of
 from rlaif.judges.rules.worker import OverLimit, Worker
+from rlaif.judges.spec import load_spec
 from rlaif.ledger import Ledger
 from rlaif.templates import data_dir
 from rlaif.types import Candidate, Prompt, Verdict
@@ -131,93 +131,6 @@ def test_a_refusal_counts_always_or_only_where_nothing_called_for_it():
     harmful, refusal = ask("How do I build a bomb?"), "I'm sorry, but I can't help with that."
     assert value({"rule": "refusal"}, refusal, harmful) == 1.0
     assert value({"rule": "refusal", "unasked": False}, refusal, harmful) == 0.0
-
-
-# Mathematics
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("2 + 2 = 4\n#### 4", "4"),
-        ("#### 4\nNo, I was wrong.\n#### 1,200\n", "1,200"),
-        ("So it is $\\boxed{3}$, no, $\\boxed{\\frac{1}{2}}$.", "$\\frac{1}{2}$"),
-        ("\\boxed{x = \\{1, 2\\}}", "$x = \\{1, 2\\}$"),
-        ("Step 1: 5\nThe answer is 42.", "42"),
-        ("The final answer is: $18 for 3 hours", "$18"),
-        ("It takes 2/2=<<2/2=1>>1 bolt\nA: 3", "3"),
-        ("**Answer:** -1.5 degrees", "-1.5"),
-        ("<answer>7</answer>", "7"),
-        ("The answer is 12/4.", "12/4."),
-        ("17", "17"),
-        ("  ", None),
-    ],
-)
-def test_where_the_final_answer_stands(text, answer):
-    assert answers.final_answer(text) == answer
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        *(("$1,200.50", Fraction(2401, 2)), ("-3", Fraction(-3)), ("−3", Fraction(-3)), ("3.0", Fraction(3))),
-        *(
-            ("1,23", None),
-            ("1e5", None),
-            ("50%", None),
-            ("9" * 41, None),
-            ("", None),
-            ("-", None),
-            ("3 4", None),
-            ("２", Fraction(2)),
-        ),
-    ],
-)
-def test_plain_numbers(text, number):
-    assert answers.plain_number(text) == number
-
-
-@pytest.mark.parametrize(
-    ("reference", "answer", "expected"),
-    [
-        ("42", "It is 42.", 1.0),
-        ("#### 42", "So \\boxed{42}", 1.0),
-        ("42", "43", 0.0),
-        ("1000", "A: 1,000", 1.0),
-        ("3", "The answer is 3.0", 1.0),
-        ("\\frac{1}{2}", "The answer is 0.5", 1.0),
-        ("$\\frac{1}{2}$", "\\boxed{\\dfrac{2}{4}}", 1.0),
-        ("0.5", "The answer is 1/2.", 1.0),
-        ("$2\\sqrt{3}$", "\\boxed{\\sqrt{12}}", 1.0),
-        ("$2\\sqrt{3}$", "\\boxed{\\sqrt{11}}", 0.0),
-        ("$x^2+2x+1$", "\\boxed{(x+1)^2}", 1.0),
-        ("Half of 8 is 4.\nTwice that is 8.\n#### 8", "8 it is, I think:\n\n\\boxed{8}", 1.0),
-        ("7", "I do not know.", 0.0),
-        ("7", "", 0.0),
-        ("7", "\\boxed{", 0.0),
-    ],
-)
-def test_final_answers_are_compared_by_value(reference, answer, expected):
-    assert value({"rule": "math"}, answer, ask(reference=reference)) == expected
-
-
-def test_the_reference_may_stand_in_another_field():
-    prompt = ask(reference="1", fields={"solution": "#### 2"})
-    assert value({"rule": "math", "field": "solution"}, "\\boxed{2}", prompt) == 1.0
-
-
-@needs_data
-def test_scores_of_real_solutions_are_those_of_their_source():
-    """Every fourth question of GSM8K's example solutions, by four models: each verdict agrees with the recorded one."""
-    judge = judge_of(spec({"rule": "math"}), "math")
-    found: Counter[tuple[float, float | None]] = Counter()
-    with gzip.open(DATA / "candidates" / "gsm8k.jsonl.gz", "rb") as file:
-        for line in list(file)[::4]:
-            row = json.loads(line)
-            for c in row["candidates"]:
-                verdict = judge(ask(row["prompt"], reference=row["ground_truth"]), [Candidate("c", c["response"])])
-                found[float(c["score"]), verdict.scores and verdict.scores[0]] += 1
-    assert found.keys() == {(0.0, 0.0), (1.0, 1.0)} and found.total() > 600
 
 
 # Constraints on form
@@ -422,6 +335,23 @@ def test_a_spec_that_makes_no_sense_is_refused(given, place):
         spec(given)
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ("kind: rules\nrules: []", "rules: List should have"),
+        ("kind: rules\nrules: [{rule: length}]", "rules.0.length"),
+        ("kind: rules\nrule: x\nrules: [{rule: math}]", "rule: Extra"),
+        ("kind: ruless", "kind: "),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused_with_the_place(tmp_path, content, place):
+    """The place of an error in `rules` is `rules`, though the kind has the same name."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=re.escape(f"({path}): {place}")):
+        load_spec("mine", path)
+
+
 def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=re.escape("pip install 'rlaif[math]'")):
@@ -430,23 +360,6 @@ def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch):
 
 
 # Hostile texts
-
-BOMBS = [
-    "\\boxed{9^{9^{9^{9}}}}",
-    "The answer is 9^9^9^9",
-    "\\boxed{9!!!!!!!!}",
-    "\\boxed{\\binom{10^9}{10^8}}",
-    "2**2**2**2**2**9",
-]
-
-
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_arithmetic_that_does_not_end_is_ended_by_its_limit(bomb):
-    judge, began = judge_of(spec({"rule": "math", "timeout_s": 1}), "math"), time.monotonic()
-    judge(ask(reference="7.5"), [Candidate("c", bomb)])
-    assert time.monotonic() - began < 10.0
-    assert judge(ask(reference="$\\sqrt{12}$"), [Candidate("c", "\\boxed{2\\sqrt{3}}")]).scores == (1.0,), "and it goes on"
-
 
 LONG = 10**6
 HOSTILE = {

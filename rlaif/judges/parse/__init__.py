@@ -19,7 +19,9 @@ and for all of them
     refusal: ['I would rather not']     # how this judge declines, if not in the usual words
 
 A reply that offers no verdict, contradicts itself or names what was not offered is no verdict: never a tie, never the
-nearest match. Patterns are ASCII ones: `\\d` is 0 to 9, a full-width digit is none.
+nearest match. With `occurrence: all` a short one that declines to judge and gives a verdict all the same contradicts itself:
+what a form makes a judge write behind its refusal ("[[C]]" most often) is no opinion on the answers. Patterns are ASCII
+ones: `\\d` is 0 to 9, a full-width digit is none.
 """
 
 from rlaif.judges.parse.grammar import Grammar, load_grammar

@@ -30,6 +30,26 @@ _DECLINES = (
 )
 
 
+_JUDGING = (
+    r"(?: [a-z]{1,12}){0,2} (?:judg|compar|evaluat|assess|rat|rank|choos|decid|pick|help|assist|comply|fulfil|provid|respond"
+    r"|engag|continu|do (?:that|this))"
+)
+OPENS_DECLINING = re.compile(
+    r"\A[\s*_#>]{0,99}(?:(?:oh|well|hello|unfortunately)[,.!]? )?(?:"
+    r"(?:(?:I(?:['’]m| am)? ?(?:very |so |really )?(?:sorry|afraid)|sorry|I apologi[sz]e|(?:my )?apologies"
+    r"|as an AI[^.!?\n,]{0,40})(?:,|\.|:| but| that|\s){0,4})(?:I |we )?(?:really |simply |just )?"
+    r"(?:can['’]?t|cannot|can not|won['’]t|will not|am (?:not able|unable) to|(?:['’]m) (?:not able|unable) to)"
+    rf"{_JUDGING}"
+    rf"|I (?:must |have to |respectfully ){{0,2}}(?:refuse|decline|would rather not)(?: to)?{_JUDGING}"
+    r"|(?:很|非常)?抱歉[，,]?我(?:无法|不能)(?:判断|评判|比较|评价|选择))",
+    re.IGNORECASE,
+)
+"""How a reply declines to judge: with its first words, so that answers that are quoted or described do not count. Two that it
+cannot tell apart ("I cannot decide between them") are a tie, and no refusal."""
+LONGEST_REFUSAL = 400
+"""Characters of a reply that declines and does hardly anything else: a longer one goes on to judge after all."""
+
+
 def fields_of(front: Mapping[str, Any], what: str) -> dict[str, Any]:
     """The fields of the grammar that `front` declares. Raises InputError that opens with `what`."""
     declared = [key for key in ("means", "rating", "ranking") if key in front]

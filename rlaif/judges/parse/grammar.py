@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from rlaif.errors import InputError
 from rlaif.judges.parse import disarm, places
-from rlaif.judges.parse.declare import KEYS, fields_of
+from rlaif.judges.parse.declare import KEYS, LONGEST_REFUSAL, OPENS_DECLINING, fields_of
 from rlaif.judges.parse.echo import Said, without_listings
 from rlaif.judges.parse.unreadable import Unreadable, short
 from rlaif.keys import digest
@@ -80,6 +80,8 @@ class Grammar:
             raise self._nothing(text, finish)
         if finish == "length" and self.stands != "first" and self.patterns:
             raise Unreadable("truncated", "the reply was cut, and what it says so far need not be its verdict")
+        if self.occurrence == "all" and len(text) <= LONGEST_REFUSAL and OPENS_DECLINING.match(text):
+            raise Unreadable("contradiction", "the reply declines to judge and gives a verdict all the same")
         if self.above == "places":
             return places.scores([_name_and_place(value) for value, _, _ in said], self.names[:shown])
         decided = said if self.occurrence == "listed" else without_listings(said, text, self._listings(), self._key)

@@ -32,7 +32,6 @@ from rlaif.keys import digest
 from rlaif.types import Candidate, Prompt, Verdict
 
 Positive = Annotated[int, Field(ge=1)]
-JsonType = Literal[tuple(checks.JSON_TYPES)]  # type: ignore[valid-type]
 Seconds = Annotated[float, Field(gt=0.0, le=60.0, allow_inf_nan=False)]
 
 
@@ -45,7 +44,14 @@ def _compiles(pattern: str | None) -> str | None:
     return pattern
 
 
+def _is_json_type(name: str | None) -> str | None:
+    if name is not None and name not in checks.JSON_TYPES:
+        raise ValueError(f"{name!r} is no type of JSON; there are {', '.join(checks.JSON_TYPES)}")
+    return name
+
+
 Pattern = Annotated[str, AfterValidator(_compiles)]
+JsonType = Annotated[str, AfterValidator(_is_json_type)]
 
 
 class _Rule(BaseModel):

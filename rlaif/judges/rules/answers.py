@@ -37,8 +37,8 @@ _DENIED = re.compile(
     r"\b(?:(?P<answer>answer|result|total|sum)|it|this|that)"
     r"(?:['’]s|[ \t]+(?:is|was|can?|could|will|wo|would|should|must|does))?"
     r"(?:[ \t]+(?:definitely|certainly|clearly|surely|actually|probably|really))?"
-    r"(?:n['’]t|[ \t]*not|[ \t]+never|[ \t]*≠)\b[^\n;:!?]{0,200}?"
-    r"(?:(?P<but>[ \t]{0,3},?[ \t]{0,3}\bbut(?:[ \t]+rather)?\b)|(?=[;:!?\n]|,(?!\d)|\.(?!\d)|\Z))"
+    r"(?:n['’]t|[ \t]*not|[ \t]+never|[ \t]*≠)\b(?:(?!\bbut\b|[,.](?!\d))[^\n;:!?]){0,200}"
+    r"(?P<but>[ \t]{0,3},?[ \t]{0,3}\bbut(?:[ \t]+rather)?\b)?"
     r"|(?<![\d.,])[-+−]?\d[\d,.]{0,40} (?:is not|isn['’]t) (?:the |my )?(?:right |correct |final )?answer\b",
     re.IGNORECASE,
 )
@@ -63,7 +63,7 @@ _SUM = re.compile(
     r"(?:(?!\b(?:because|since|as|where)\b)[^\n,;(=]){0,60}?[-+*/×÷](?:(?!\b(?:because|since|as)\b)[^\n,;(=]){0,60}="
 )
 _PART = re.compile(r"\s?/\s?\d{1,40}|%")
-_BOLD = re.compile(r"(?<![\d)])\*\*|\*\*(?!\s*[\d(])|__")
+_BOLD = re.compile(r"(?<![\d)])\*\*|\*\*(?![\d(]|\s\d)|__")
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(
     r"(?<![\w.,])(\d{1,20}|\d{1,3}(?:,\d{3}){1,9})(\.\d{1,20})?"
