@@ -133,6 +133,8 @@ def test_scores_of_real_solutions_are_those_of_their_source():
         ("6", "The answer is 5. But wait, actually, the answer is 6.", 1.0),
         ("5", "The answer is 5. But wait, actually, the answer is 6.", 0.0),
         ("6", "\\boxed{5}. Wait, that is wrong: the answer is 6.", 1.0),
+        ("$\\frac{9}{4}$", "The answer is:\n\\[\n\\boxed{\\frac{9}{4}}=DDDDD", 1.0),
+        ("6", "Answer: She has $\\boxed{6}$ of 8.", 1.0),
         ("6", "The total is 12. She gives half away and has 6 left.", 1.0),
         ("6", "The answer is 6. The sum is 12.", 1.0),
         ("12", "The total is $12, of which $5 is tax.", 1.0),

@@ -75,10 +75,10 @@ _SCALED = re.compile(
 def final_answer(text: str) -> str | None:
     """The words that hold the final answer of a solution, or of a reference; None of an empty text. Several are a LaTeX set."""
     text = _DENIED.sub(lambda m: f"{m['answer']} is" if m["answer"] and m["but"] else " ", text.rstrip())
-    found = [*_in_marks(text), *_said(text, _STATED)]
+    found = [*_in_marks(text), *((start, value) for start, _, value in _said(text, _STATED))]
     if found:
         return max(found)[1]
-    for end, value in _said(text, _COUNTED):
+    for _, end, value in _said(text, _COUNTED):
         if not any(map(str.isdigit, text[end:])):
             return value
     lines = [line for line in text.splitlines() if line.strip()]
@@ -114,8 +114,8 @@ def _inside(text: str, start: int) -> str:
     return text[start : start + LONGEST_ANSWER]
 
 
-def _said(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, str]]:
-    """(where its sentence ends, the value) of the last place that `pattern` finds and that names one."""
+def _said(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, int, str]]:
+    """(where its words begin, where they end, the value) of the last place that `pattern` finds and that names one."""
     stop = len(text)
     for found in reversed(deque(pattern.finditer(text), maxlen=MOST_STATEMENTS)):
         start, before = found.end(), found.start()
@@ -126,7 +126,7 @@ def _said(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, str]]:
         end = _SENTENCE_END.search(words)
         words = words[: end.end()] if end is not None else words
         if (value := _value(words)) is not None:
-            yield start + len(words), value
+            yield start, start + len(words), value
             return
 
 
