@@ -32,15 +32,12 @@ ORDINAL = -1
 
 EVERY = 100  # a prompt of so many is checked during the run: with 12 judge calls a prompt, a call of 600
 _SIGNAL = 0.6  # a judge that names one place always is of use only if its probabilities favour what is known to be better
-_RECENT, _FEWEST = 8, 4
-_WINDOW, _SAME_SHARE, _SPREAD = (
-    200,
-    0.99,
-    0.02,
-)  # so that a judge that flips nine pairs of ten is not taken for one that always does
-_POINTS = 0.05
+_RECENT, _MOST_WRONG = 8, 6  # of the last shuffled answers; a harmful answer may well be worse than its words in disorder
+_WINDOW, _SPREAD = 200, 0.02  # verdicts on pairs, or ratings, of which the last are looked at together
+_SAME_SHARE = 0.99  # a judge that flips nine pairs of ten is not taken for one that always does
+_POINTS = 0.05  # on a scale of 1 to 9: the noise of an expected rating
 _CERTAIN = 1e-12
-_GIVEN, _MISSING = 5, 20
+_GIVEN, _MISSING = 5, 20  # replies with log-probabilities, and then in a row without: more than a server's hiccup
 _GOLD_ROWS = 20
 
 
@@ -156,7 +153,7 @@ class Checks:
 
     def _why_lately(self) -> str | None:
         wrong, right, count = self._recent.count("wrong"), self._recent.count("right"), len(self._recent)
-        if wrong >= _FEWEST and wrong > right:
+        if wrong >= _MOST_WRONG:
             return f"it preferred the shuffled words of an answer to the answer in {wrong} of {count} checks"
         if count == _RECENT and not right:
             return f"in none of {count} checks could it tell an answer from its shuffled words"
