@@ -220,6 +220,7 @@ def test_the_run_stops_after_the_checks_and_goes_on_when_the_judge_is_accepted(t
     assert "shown first" in said["checks"]["judges"][0]["degenerate"]
 
 
+@pytest.mark.slow
 def test_a_sound_judge_is_checked_once_and_a_function_never(tmp_path):
     go(tmp_path, judge="fake/oracle")
     said = summary(tmp_path / "out")
@@ -290,6 +291,7 @@ def test_what_was_found_wrong_stays_so_until_the_judge_is_accepted_or_forgiven(t
     assert run(retry_failed=True).wait()["state"] == "done"
 
 
+@pytest.mark.slow
 def test_a_finished_directory_still_says_what_the_checks_found(tmp_path):
     go(tmp_path, "--accept-judge")
     before = summary(tmp_path / "out")["checks"]["judges"]

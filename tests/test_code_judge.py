@@ -672,6 +672,7 @@ def test_coroutines_that_can_be_cancelled_never_stop_the_run(tmp_path):
     assert [v.error.split(":")[0] for v in came] == ["judge_hung"] * 12
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", ["event", "prints", "stubborn"])
 def test_the_command_ends_in_time_with_all_others_judged_and_asks_again_when_told(tmp_path, how):
@@ -693,6 +694,7 @@ def test_the_command_ends_in_time_with_all_others_judged_and_asks_again_when_tol
             assert (time.monotonic() - began > 0.3 * bought) and summary(tmp_path / "out")["calls"]["reused"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", ["prints", "stubborn"])
 def test_a_second_interrupt_ends_the_command_whatever_the_judge_does(tmp_path, how):

@@ -25,12 +25,14 @@ def test_every_shipped_judge_holds(judge):
     assert ("the oracle's best wins" in held) == (judge in LLM) and len(held) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("principles", ["sampled", "each"])
 @pytest.mark.parametrize("judge", ["pairwise", "pointwise", "listwise"])
 def test_llm_judges_hold_in_every_mode_of_the_constitution(judge, principles):
     assert check_judge(judge, principles=principles, constitution="reasoning")
 
 
+@pytest.mark.slow
 def test_a_jury_and_specs_of_ones_own_hold(tmp_path):
     specs = {
         "jury": {"kind": "jury", "judges": ["pairwise", "pointwise", "own.yaml"], "weights": [2, 1, 1]},
@@ -45,6 +47,7 @@ def test_a_jury_and_specs_of_ones_own_hold(tmp_path):
         assert check_judge(str(tmp_path / f"{name}.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(p.stem for p in JUDGES.glob("rules-*.yaml")))
 def test_judges_of_rules_hold(name):
     pytest.importorskip("math_verify", reason="math-verify is missing: pip install 'rlaif[math]'")
@@ -69,6 +72,7 @@ def test_recorded_verdicts_hold(tmp_path):
     assert run.wait()["no_verdict_rate"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_reward_model_holds_and_is_checked_before_the_run(tmp_path):
     pytest.importorskip("transformers", reason="transformers are missing: pip install 'rlaif[local]'")
     import tiny
@@ -113,6 +117,7 @@ def test_a_jury_s_label_is_the_mean_of_its_judges_probabilities(tmp_path):
     assert pair.chosen.text == "good" and pair.p_chosen == pytest.approx(0.7, abs=1e-4) and pair.judge == "one+two+three"
 
 
+@pytest.mark.slow
 def test_specs_are_made_in_python_too(tmp_path):
     def shorter(prompt, candidates):
         return [-float(len(c.text)) for c in candidates]

@@ -142,6 +142,7 @@ def test_weights_are_multiples_of_a_verdict():
     assert judge_name(Record(prompt, candidates, both)) == "j+other"
 
 
+@pytest.mark.slow
 def test_two_constitutions_are_set_side_by_side(tmp_path, model):
     for name in ("brief", "warm"):
         (tmp_path / f"{name}.yaml").write_text(json.dumps({"principles": [f"Prefer the {name.upper()} answer."]}))
@@ -183,6 +184,7 @@ def test_a_second_constitution_is_looked_at_before_anything_is_spent(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_budget_holds_for_both_constitutions(tmp_path):
     rows = [{**CANDIDATES[0], "id": f"p{k}", "prompt": f"Question {k}?"} for k in range(400)]
     given = {"judge": "pairwise", "judge_model": "fake/oracle", "out": tmp_path / "out", "against": "honest"}

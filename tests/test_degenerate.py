@@ -256,6 +256,7 @@ def test_languages_are_told_by_their_commonest_words(text, language):
     assert language_of(text) == language
 
 
+@pytest.mark.slow
 def test_a_run_keeps_degenerate_answers_out_and_counts_them_unless_it_is_told_otherwise(tmp_path):
     """The longest answer of each prompt is a loop: it is chosen only on request."""
     loop = "the tide comes and goes, " * 40
@@ -281,6 +282,7 @@ def test_a_run_keeps_degenerate_answers_out_and_counts_them_unless_it_is_told_ot
 # What it costs, and what it bears
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

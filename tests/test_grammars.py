@@ -336,6 +336,7 @@ def seconds(found: Grammar, text: str) -> float:
     return min(took)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", EVERY)
 def test_the_time_grows_with_the_reply_and_no_faster(found):
     """Eight times the length may take forty times as long; in quadratic time it would be 64 times."""

@@ -66,6 +66,7 @@ def plain_logits(loaded: network.Network, ids: Sequence[int]) -> Any:
         return loaded.model(input_ids=torch.tensor([list(ids)])).logits[0, -1].float()
 
 
+@pytest.mark.slow
 def test_greedy_is_what_transformers_generates_token_by_token(folder: Path):
     loaded = network.load(folder, dtype=None)
     requests = [Request(prompt, temperature=0.0, max_tokens=30) for prompt in PROMPTS]

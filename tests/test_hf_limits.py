@@ -72,6 +72,7 @@ class Limited:
         return self.model(**inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
 def test_when_memory_runs_out_less_is_done_at_once_and_nothing_else_changes(llama: Path, error: type[Exception]):
     loaded = network.load(llama, dtype=None)
@@ -159,6 +160,7 @@ SCARCE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", SCARCE)
 def test_memory_that_runs_out_once_anywhere_changes_no_answer(llama: Path, place: str):
     loaded = network.load(llama, dtype=None)
@@ -195,6 +197,7 @@ def test_a_row_that_fits_not_even_alone_fails_and_later_calls_are_answered(llama
     assert agree(answers(chat, [*rows, verdict]), answers(chat_of(loaded), [*rows, verdict]))
 
 
+@pytest.mark.slow
 def test_a_row_that_needs_what_others_have_waits_until_it_is_alone(llama: Path):
     """Memory for one long row or several short ones: all are answered, whichever comes first."""
     loaded = network.load(llama, dtype=None)

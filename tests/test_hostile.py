@@ -196,6 +196,7 @@ def test_attacks_win_nothing_from_a_judge_that_reads_the_answers(tmp_path):
         assert messages_of(tmp_path / judge)
 
 
+@pytest.mark.slow
 def test_no_special_token_of_the_small_model_comes_out_of_a_candidate():
     """llama.cpp's own tokenizer, which reads special tokens wherever they stand, finds none in what a judge is shown."""
     pytest.importorskip("xllamacpp", reason="llama.cpp is missing: pip install 'rlaif[gguf]'")

@@ -39,6 +39,8 @@ from rlaif import Candidate, Prompt, Verdict
 from rlaif.judges.parse import load_grammar
 from rlaif.judges.recorded import load
 
+pytestmark = pytest.mark.slow
+
 NewRoom = Callable[[], Room]
 Function = Callable[[Prompt, Sequence[Candidate]], Any]
 

@@ -273,6 +273,7 @@ def test_recorded_verdicts_agree_with_gold_as_often_as_the_rows_say(tmp_path):
         assert replayed == counted > 0.7 * len(rows) > 100
 
 
+@pytest.mark.slow
 @recorded
 @pytest.mark.parametrize("path", sorted((DATA / "verdicts").glob("[!p]*.gz")) if DATA.is_dir() else [], ids=lambda p: p.name)
 def test_every_recorded_selection_loads(path):

@@ -258,6 +258,7 @@ TEXT = st.sampled_from([TIDES, "42", "{}", "", "I'm sorry, I can't help with tha
 )
 
 
+@pytest.mark.slow
 @settings(database=None, deadline=None, max_examples=60)
 @given(st.lists(TEXT, min_size=1, max_size=4), st.sampled_from([p.stem for p in SHIPPED]))
 def test_candidates_are_rated_each_by_itself(texts, name):
@@ -384,6 +385,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_megabyte_of_anything_is_rated_soon(name):
     everything = [{"id": n, "kwargs": k} for n, k, *_ in KEPT if n != "language:response_language"]

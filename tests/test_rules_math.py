@@ -14,6 +14,8 @@ import pytest
 from rlaif.judges.rules import RulesSpec, answers, judge_of
 from rlaif.types import Candidate, Prompt
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"no evaluation data at {DATA}")
 

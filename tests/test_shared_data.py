@@ -18,7 +18,7 @@ from rlaif.pairs import normalised
 from rlaif.templates import data_dir
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no evaluation data at {DATA}")
+pytestmark = [pytest.mark.skipif(not DATA.is_dir(), reason=f"no evaluation data at {DATA}"), pytest.mark.slow]
 LIMIT = 60
 NONE = [pytest.param(None, marks=pytest.mark.skip(reason="no evaluation data"))]
 

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from helpers import Room, rlaif, start, write_prompts
 
 from rlaif import live
+
+pytestmark = pytest.mark.slow
 
 
 def ask(out: Path) -> dict[str, Any]:
