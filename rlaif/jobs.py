@@ -341,6 +341,11 @@ class Run:
             stopped = error
             if error.kind == "config":
                 await ledger.forget_failures("bad_request")
+        await self._end(ledger, parts, stopped)
+
+    async def _end(self, ledger: Ledger, parts: Parts, stopped: StopRun | None) -> None:
+        """Writes what the work came to, once no call is in flight. Raises StopRun if the run did not reach its end."""
+        config = self.config
         try:
             if stopped is None and not config.accept_judge:
                 stopped = parts.degenerate()

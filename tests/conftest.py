@@ -32,3 +32,22 @@ def new_room() -> Iterator[Callable[[], Room]]:
 def room(new_room: Callable[[], Room]) -> Room:
     """A fresh endpoint."""
     return new_room()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads that wait for each other, where others use the cores, take a hundred times as long over tiny matrices."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny transformers model."""
+    import tiny
+
+    return tiny.save_chat(tmp_path_factory.mktemp("llama"))

@@ -73,26 +73,21 @@ def test_recorded_verdicts_hold(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_reward_model_holds_and_is_checked_before_the_run(tmp_path):
     pytest.importorskip("transformers", reason="transformers are missing: pip install 'rlaif[local]'")
     import tiny
-    import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        folder = tiny.save_reward(tmp_path / "reward")
-        assert check_judge("reward", judge_model=f"hf/{folder}", tolerance=1e-4)
-        rows = [{"prompt": f"q{k}", "candidates": ["one answer", "another, longer one"]} for k in range(3)]
-        settings = {"judge": "reward", "judge_model": f"hf/{folder}", "checks": True, "accept_judge": True}
-        summary = rlaif.judge(rows, out=tmp_path / "out", **settings).wait()
-        (seen,) = summary["checks"]["judges"]
-        assert seen["judge"] == "reward:reward" and set(seen["planted"]) >= {"empty", "garbage-short", "hijack"}
-        assert summary["checks"]["calls"]["judge"] >= 9 and summary["calls"]["judge"] == 6
-        again = rlaif.judge(rows, out=tmp_path / "out", **settings).wait()
-        assert again["calls"]["judge"] == 0
-    finally:
-        torch.set_num_threads(before)
+    folder = tiny.save_reward(tmp_path / "reward")
+    assert check_judge("reward", judge_model=f"hf/{folder}", tolerance=1e-4)
+    rows = [{"prompt": f"q{k}", "candidates": ["one answer", "another, longer one"]} for k in range(3)]
+    settings = {"judge": "reward", "judge_model": f"hf/{folder}", "checks": True, "accept_judge": True}
+    summary = rlaif.judge(rows, out=tmp_path / "out", **settings).wait()
+    (seen,) = summary["checks"]["judges"]
+    assert seen["judge"] == "reward:reward" and set(seen["planted"]) >= {"empty", "garbage-short", "hijack"}
+    assert summary["checks"]["calls"]["judge"] >= 9 and summary["calls"]["judge"] == 6
+    again = rlaif.judge(rows, out=tmp_path / "out", **settings).wait()
+    assert again["calls"]["judge"] == 0
 
 
 def test_a_reward_judge_takes_no_policy_for_its_model():

@@ -9,7 +9,7 @@ import asyncio
 import math
 import random
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,12 @@ from rlaif.models.hf import network, pick, reading  # noqa: E402 - they need tor
 KINDS = ("llama", "mistral", "gpt2")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other, where others use the cores, take a hundred times as long over tiny matrices."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="session", params=KINDS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_chat(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_chat(tmp_path_factory.mktemp("llama"))
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,11 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 from helpers import Books
 from tiny import PROMPTS, Noted, answers, ask, chat_of, judge_calls, make, said, user
 
@@ -32,19 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402 - as th
 
 from rlaif.models.hf import network, running, slots  # noqa: E402 - they need torch
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Two threads that wait for each other, where others use the cores, take a hundred times as long over tiny matrices."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_chat(tmp_path_factory.mktemp("llama"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_lengths_ends_and_what_does_not_fit_the_window(llama: Path, tmp_path: Path):
