@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlaif
-from rlaif.judges.disarm import Disarm
 from rlaif.judges.llm import KINDS, Forms, LlmJudge
 from rlaif.judges.parse import Grammar, Unreadable
+from rlaif.judges.specials import Disarm
 from rlaif.ledger import Ledger
 from rlaif.models import smollm2
 from rlaif.templates import data_dir, load_constitution, load_template

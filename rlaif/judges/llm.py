@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from rlaif.errors import CallFailed, InputError, StopRun, Unsupported
-from rlaif.judges.disarm import Disarm
 from rlaif.judges.parse import Grammar, Unreadable
+from rlaif.judges.specials import Disarm
 from rlaif.keys import digest, seed_of
 from rlaif.templates import Constitution, Principle, Template, load_template
 from rlaif.types import Answers, Candidate, Choice, Prompt, Request, Verdict

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlaif.errors import CallFailed, InputError, StopRun
-from rlaif.judges.disarm import Disarm
+from rlaif.judges.specials import Disarm
 from rlaif.keys import digest
 from rlaif.models.hf import files
 from rlaif.models.hf.settings import read_template
