@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 _SPECIAL = re.compile(
     r"<[|｜][^<>\s]{1,64}?[|｜]>"  # <|im_start|>, <|eot_id|>, <|user|>, DeepSeek's <｜User｜>
-    r"|<[/|]?(?:s|bos|eos|pad|unk|mask|sep|cls|think|thinking|tool_call|tool_response|eod|eot)>"
+    r"|<[/|]?(?:s|bos|eos|pad|unk|mask|sep|cls|think|thinking|tool_call|tool_response|eod|eot|sop|eop|eoh|eoa)>"
     r"|</?(?:start|end)_of_(?:turn|image|text)>|<(?:start|end)of(?:turn|text)>"
     r"|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT|gMASK|CLS|SEP|MASK|PAD|UNK)\]"
     r"|<</?SYS>>"
