@@ -19,14 +19,12 @@ from rlaif import pairs, records
 from rlaif.audit import Audit, kl_bound
 from rlaif.config import RunConfig
 from rlaif.errors import InputError
-from rlaif.export import dpo, sft, write_jsonl, write_whole
+from rlaif.export import write_jsonl, write_whole
+from rlaif.export.formats import FORMATS, Format, format_named
 from rlaif.ledger import Ledger
-from rlaif.pairs import Best
 from rlaif.ranking import bradley_terry
 from rlaif.ranking.games import Ranked
 from rlaif.types import PreferencePair, Prompt, Ranking, Record
-
-FORMATS = ("dpo", "sft")
 
 Row = tuple[int, str, bytes, bytes]
 """A finished record as the ledger yields it: the prompt's place, id and body, and the record's body."""
@@ -36,17 +34,16 @@ Stored = Callable[[], Iterable[Row]]
 
 
 def rows(directory: Path, form: str, config: RunConfig | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of format `form` (dpo or sft) from a run directory's ledger, in input order. Raises InputError."""
-    if form not in FORMATS:
-        raise InputError(f"format {form!r} is unknown; there are {', '.join(FORMATS)}")
-    return _read_rows(Ledger.read(directory), form, config)
+    """The rows of format `form` from a run directory's ledger, in input order. Raises InputError."""
+    found = format_named(form)
+    return _read_rows(Ledger.read(directory), found, config)
 
 
-def _read_rows(ledger: Ledger, form: str, config: RunConfig | None) -> Iterator[dict[str, Any]]:
+def _read_rows(ledger: Ledger, form: Format, config: RunConfig | None) -> Iterator[dict[str, Any]]:
     try:
         with ledger.snapshot():
             config = config or stored_config(ledger)
-            yield from _rows(_selected(partial(ledger.records, config.limit), config, form, Audit()))
+            yield from _rows(partial(ledger.records, config.limit), config, form, Audit())
     finally:
         ledger.close()
 
@@ -57,7 +54,7 @@ def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str
     `spend` are the keys that the ledger's calls account for: `tokens` and `cost_usd`.
     """
     audit, form = Audit(), format_of(config)
-    found = _rows(_selected(partial(ledger.records, config.limit), config, form, audit))
+    found = _rows(partial(ledger.records, config.limit), config, FORMATS[form], audit)
     if write:
         write_jsonl(ledger.directory / f"{form}.jsonl", found)
     else:
@@ -117,24 +114,22 @@ def _rankings(stored: Stored, allowed: Mapping[str, bool]) -> Iterator[tuple[Rec
             yield record, bradley_terry.ranking(_eligible(record, allowed), record.verdicts, strengths)
 
 
-def _selected(stored: Stored, config: RunConfig, form: str, audit: Audit) -> Iterator[PreferencePair | Best]:
-    """Selections in input order, each record counted in `audit`."""
+def _rows(stored: Stored, config: RunConfig, form: Format, audit: Audit) -> Iterator[dict[str, Any]]:
+    """The format's rows in input order, each record counted in `audit`."""
     allowed = _allowed(config)
     for record, ranking in _rankings(stored, allowed):
         audit.add(record)
         pair = pairs.best_worst(record, ranking, **allowed)
         if isinstance(pair, PreferencePair):
             audit.add_pair(pair)
-        one = pair if form == "dpo" else pairs.best_of_n(record, ranking, **allowed)
+        if form.takes == "ranking":
+            yield from form.rows(record, ranking)
+            continue
+        one = pair if form.takes == "pairs" else pairs.best_of_n(record, ranking, **allowed)
         if isinstance(one, str):
             audit.drop(one)
         else:
-            yield one
-
-
-def _rows(selected: Iterable[PreferencePair | Best]) -> Iterator[dict[str, Any]]:
-    for one in selected:
-        yield sft.row(one) if isinstance(one, Best) else dpo.row(one)
+            yield from form.rows([one] if form.takes == "pairs" else one)
 
 
 _NO_PROMPT = Prompt("", ())
