@@ -22,7 +22,8 @@ import rlaif
 from rlaif import doctor, jobs, progress, results
 from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
-from rlaif.export import write_jsonl
+from rlaif.export import files
+from rlaif.export.formats import FORMATS, format_named
 from rlaif.models import catalog
 from rlaif.voice import Face, leave_terminal, speaking
 
@@ -198,15 +199,18 @@ _add(
 @app.command("export")
 def export_command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
-    form: Annotated[str, typer.Option("--format", help=" or ".join(results.FORMATS))] = "dpo",
-    out: Annotated[Path | None, typer.Option(help="The file to write. [default: DIR/FORMAT.jsonl]")] = None,
+    form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "dpo",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write, in .jsonl, .jsonl.gz, .jsonl.zst or .parquet. [default: DIR/FORMAT.jsonl]"),
+    ] = None,
 ) -> None:
     """Write a run's records in another format; no model is called."""
     with _errors():
         rows = results.rows(directory, form)
         path = out or directory / f"{form}.jsonl"
         try:
-            count = write_jsonl(path, rows)
+            count = files.write(path, rows, format_named(form))
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
         typer.echo(f"{path}: {count} rows")

@@ -87,8 +87,23 @@ def test_gzip_by_name_with_equal_bytes_for_equal_rows(tmp_path):
     assert again.read_bytes() == (tmp_path / "a.jsonl.gz").read_bytes()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(ValueError, match=f"{value!r} is no number"):
+        number(value)
+
+
+@settings(database=None, deadline=None)
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_number_is_the_nearest_one_with_six_decimals(value):
+    shown = number(value)
+    assert abs(shown - value) <= max(0.5000001e-6, abs(value) * 1e-15) and number(shown) == shown
+    assert math.copysign(1.0, shown) == 1.0 or shown < 0
+    assert abs(value) > 1e9 or len(f"{shown!r}".partition(".")[2]) <= 6 or "e-" in repr(shown)
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-@pytest.mark.parametrize("bad", [{"p": math.nan}, {"t": "\ud800"}, {"o": object()}])
+@pytest.mark.parametrize("bad", [{"p": [10**40, math.nan]}, {"t": "\ud800"}, {"o": object()}])
 def test_a_file_appears_whole_or_not_at_all(tmp_path, name, bad):
     path = tmp_path / name
     write_jsonl(path, [{"k": "before"}])

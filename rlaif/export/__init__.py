@@ -1,54 +1,84 @@
-"""Finished formats: a pure function from a selection to a row each, and one way to write a file."""
+"""Finished formats: a pure function from a selection to rows each, and one way to write JSON lines.
+
+A file appears whole or not at all, and equal rows give equal bytes. What is no JSON is refused: half a
+surrogate pair where a row is written, NaN already by `number`, through which every number of a row goes.
+"""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol
 
 import orjson
 
+from rlaif.errors import InputError
+
+_BUFFER = 2**16
+_EXACT = 1e9  # times a million it is still far below 2**53
+
+
+class Writer(Protocol):
+    """What bytes are written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes them all."""
+
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Writes rows as UTF-8 JSON lines (gzip for a name in .gz) and returns their number.
+    """Writes rows as UTF-8 JSON lines and returns their number; compressed for a name in .gz or .zst.
 
-    The file appears whole or not at all: it is written beside its place and moved there.
+    The file appears whole or not at all: it is written beside its place and moved there. Raises ValueError or TypeError for
+    a row that is no JSON, InputError where there is no package for .zst. Numbers must have come through `number`.
     """
+    with whole(path) as raw:
+        if path.suffix not in (".gz", ".zst"):
+            return write_lines(raw, rows)
+        with io.BufferedWriter(_compressed(raw, path.suffix), _BUFFER) as file:
+            return write_lines(file, rows)
+
+
+def _compressed(raw: IO[bytes], suffix: str) -> Any:
+    if suffix == ".gz":
+        return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+    try:
+        import zstandard
+    except ImportError:
+        raise InputError("a name in .zst needs a package: pip install zstandard; .gz needs none") from None
+    return zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
+
+
+def write_lines(file: Writer, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes rows as JSON lines; returns their number. Raises ValueError or TypeError for a row that is no JSON."""
     count = 0
-    with _whole(path) as raw, ExitStack() as stack:
-        file: IO[bytes] = raw
-        if path.suffix == ".gz":
-            file = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw, mode="wb", mtime=0)))
-        for row in rows:
-            file.write(_line(row))
-            count += 1
+    dumps, write = orjson.dumps, file.write
+    for row in rows:
+        try:
+            line = dumps(row, None, orjson.OPT_APPEND_NEWLINE)
+        except TypeError:  # an integer of more than 64 bits, or no JSON at all
+            line = json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        write(line)
+        count += 1
     return count
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    """The row as compact JSON. Raises ValueError or TypeError if it is none."""
-    with suppress(TypeError):
-        line = orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-        if b"null" not in line:  # which may be a number that is none
-            return line
-    return json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Writes a file that appears whole or not at all."""
-    with _whole(path) as file:
+    with whole(path) as file:
         file.write(content)
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside its place, which is moved there when the block ends without an exception, and else removed."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with part.open("wb", _BUFFER) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -58,5 +88,9 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def number(value: float) -> float:
-    """`value` as exports show it: six decimals, no negative zero."""
-    return round(value, 6) + 0.0
+    """`value` as exports show it: six decimals, no negative zero. Raises ValueError if it is not finite."""
+    if -_EXACT < value < _EXACT:
+        return round(value * 1e6) / 1e6
+    if value - value != 0.0:
+        raise ValueError(f"{value!r} is no number that a file can hold")
+    return float(round(value, 6))
