@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from rlaif.export.parts import Row, answer, check, labels, plain_text, tools_of
+from rlaif.export import number
+from rlaif.export.parts import Row, check, labels, plain_text, tools_of
 from rlaif.types import PreferencePair
 
 
 def row(pair: PreferencePair) -> Row:
-    """One line of dpo.jsonl, keys in a fixed order. Raises ValueError if the pair is none: equal or empty texts."""
+    """One line of dpo.jsonl, keys in a fixed order. Raises ValueError if the pair is none: equal or empty texts.
+
+    Written out in full, as a million of them are made: calls of the shared parts take a quarter longer.
+    """
     check(pair)
-    return {
-        "id": pair.prompt.id,
-        "prompt": list(pair.prompt.messages),
-        "chosen": answer(pair.chosen.text),
-        "rejected": answer(pair.rejected.text),
-        **labels(pair),
-        **tools_of(pair.prompt),
+    prompt = pair.prompt
+    made = {
+        "id": prompt.id,
+        "prompt": list(prompt.messages),
+        "chosen": [{"role": "assistant", "content": pair.chosen.text}],
+        "rejected": [{"role": "assistant", "content": pair.rejected.text}],
+        "score_chosen": number(pair.score_chosen),
+        "score_rejected": number(pair.score_rejected),
+        "p_chosen": number(pair.p_chosen),
+        "p_source": pair.p_source,
+        "judge": pair.judge,
+        "flip": pair.flip,
     }
+    if prompt.fields:
+        made |= tools_of(prompt)
+    return made
 
 
 def text_row(pair: PreferencePair) -> Row:
