@@ -9,18 +9,18 @@ from itertools import combinations
 from typing import Any
 
 from rlaif.degenerate import KINDS, kind_of
-from rlaif.pairs import flips
-from rlaif.types import PreferencePair, Record, Verdict
+from rlaif.pairs import Best, flips
+from rlaif.selection import BEST_OF_N, Rule, Selection
+from rlaif.types import Record, Verdict
 
 _MOST_FAILURES, _MOST_KINDS, _LONGEST_MESSAGE = 10, 1000, 500
 
 
 class Audit:
-    """Counts over records and pairs; add each once, then read `numbers`. Rates are None where there is nothing to count."""
+    """Counts over records; add each once, then read `numbers`. Rates are None where there is nothing to count."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
         self._failed: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
         self._principles: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -74,25 +74,12 @@ class Audit:
         """How many candidates are degenerate, by kind in the order of `rlaif.degenerate.KINDS`; failed ones are none."""
         return {kind: self._degenerate[kind] for kind in KINDS if self._degenerate[kind]}
 
-    def add_pair(self, pair: PreferencePair) -> None:
-        """Counts a pair; pairs of equal length say nothing of length."""
-        self._counts["pairs"] += 1
-        longer = len(pair.chosen.text) - len(pair.rejected.text)
-        if longer:
-            self._counts["lengths"] += 1
-            self._counts["longer_chosen"] += longer > 0
-
-    def drop(self, reason: str) -> None:
-        """Counts a prompt that yields nothing."""
-        self.dropped[reason] += 1
-
     def numbers(self) -> dict[str, Any]:
         """The rates of summary.json."""
         return {
             "flip_rate": self._rate("flipped", "both_orders"),
             "no_verdict_rate": self._rate("unread", "verdicts"),
             "first_shown_rate": self._rate("named_first", "named"),
-            "longer_chosen_rate": self._rate("longer_chosen", "lengths"),
             **({"principles": self._by_principle()} if self._principles else {}),
         }
 
@@ -107,7 +94,79 @@ class Audit:
         return self._counts["records"]
 
     def _rate(self, part: str, whole: str) -> float | None:
-        return round(self._counts[part] / self._counts[whole], 6) if self._counts[whole] else None
+        return _share(self._counts[part], self._counts[whole])
+
+
+class Choices:
+    """Counts over what a selection rule made of records; add each record once, then read `numbers`.
+
+    `made` are the pairs (or best answers), `dropped` the records without any, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.records = self.made = 0
+        self.dropped: Counter[str] = Counter()
+        self._limited: Counter[str] = Counter()
+        self._before, self._after = [0, 0], [0, 0]
+        self._margin = self._p = 0.0
+
+    def add(self, selection: Selection) -> None:
+        """Counts a record's pairs, or the reason why it has none."""
+        self._count(len(selection.pairs), selection.reason)
+        self._limited.update(selection.limited)
+        self.add_lengths(selection)
+        for pair in selection.pairs:
+            self._margin += pair.score_chosen - pair.score_rejected
+            self._p += pair.p_chosen
+
+    def add_best(self, best: Best | str) -> None:
+        """Counts a record's best answer, or the reason why it has none."""
+        self._count(*((0, best) if isinstance(best, str) else (1, None)))
+
+    def add_row(self) -> None:
+        """Counts a record that has a row in any case."""
+        self._count(1, None)
+
+    def add_lengths(self, selection: Selection) -> None:
+        """Counts which side is the longer one; pairs of equal length say nothing of length."""
+        for pair in selection.pairs:
+            longer = len(pair.chosen.text) - len(pair.rejected.text)
+            self._after[0] += longer != 0
+            self._after[1] += longer > 0
+        for place, count in enumerate(selection.lengths):
+            self._before[place] += count
+
+    def _count(self, made: int, reason: str | None) -> None:
+        self.records += 1
+        self.made += made
+        if reason is not None:
+            self.dropped[reason] += 1
+
+    def longer_chosen(self) -> float | None:
+        """How often the chosen text of a pair is the longer one."""
+        return _share(self._after[1], self._after[0])
+
+    def numbers(self, rule: Rule) -> dict[str, Any]:
+        """What the rule took and dropped.
+
+        `limited` are pairs that a limit dropped, whether or not others were left. `longer_chosen_before` is the share of the
+        longer winners among all pairs that the rule could pick from.
+        """
+        if rule.name == BEST_OF_N:
+            return {"rule": str(rule), "answers": self.made}
+        return {
+            "rule": str(rule),
+            "pairs": self.made,
+            "limited": dict(sorted(self._limited.items())),
+            "mean_margin": _share(self._margin, self.made),
+            "mean_p_chosen": _share(self._p, self.made),
+            "longer_chosen_before": _share(self._before[1], self._before[0]),
+            "longer_chosen": self.longer_chosen(),
+        }
+
+
+def _share(part: float, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
 
 
 def outcomes(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ import rlaif
 from rlaif import doctor, jobs, progress, results
 from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
-from rlaif.export import write_jsonl
+from rlaif.export.formats import FORMATS
 from rlaif.models import catalog
 from rlaif.voice import Face, leave_terminal, speaking
 
@@ -86,6 +86,12 @@ _JUDGING = {
     ),
     "principles": _option(
         str, metavar="MODE", help="Principles in a judge call: all, one sampled, or a verdict for each. [default: all]"
+    ),
+    "select": _option(
+        str,
+        metavar="RULE",
+        help="Which pairs a prompt gives: best-worst, best-random, mu-2sigma, top-k:K, all-pairs:P, length-matched, margin:M,"
+        " max-length-ratio:R; limits follow, as in all-pairs:0.8,cap=3. [default: best-worst]",
     ),
     "accept_judge": _option(bool, "--accept-judge", help="Go on with a judge that fails its planted checks."),
     "checks": _option(bool, "--checks/--no-checks", help="Planted checks of LLM and reward-model judges. [default: --checks]"),
@@ -197,19 +203,24 @@ _add(
 
 @app.command("export")
 def export_command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
-    form: Annotated[str, typer.Option("--format", help=" or ".join(results.FORMATS))] = "dpo",
-    out: Annotated[Path | None, typer.Option(help="The file to write. [default: DIR/FORMAT.jsonl]")] = None,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, finished or not.")],
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help=", ".join(FORMATS))] = "dpo",
+    select: Annotated[
+        str | None, typer.Option(metavar="RULE", help="Which pairs: as of rlaif generate. [default: the run's own rule]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The file to write: .jsonl, .jsonl.gz. [default: DIR/FORMAT.jsonl]")
+    ] = None,
 ) -> None:
-    """Write a run's records in another format; no model is called."""
+    """Write what is finished of a run in another format or by another rule; no model is called."""
     with _errors():
-        rows = results.rows(directory, form)
         path = out or directory / f"{form}.jsonl"
         try:
-            count = write_jsonl(path, rows)
+            summary = results.export(directory, form, path, select=select)
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-        typer.echo(f"{path}: {count} rows")
+        for line in progress.export_lines(path, summary):
+            typer.echo(line)
 
 
 @app.command("status")

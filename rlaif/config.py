@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from rlaif import selection
 from rlaif.errors import InputError
 from rlaif.templates import read_yaml
 
@@ -76,6 +77,7 @@ class RunConfig(BaseModel):
     replace: bool = False
     allow_truncated: bool = False
     allow_degenerate: bool = False
+    select: str | None = None
     extra_body: Annotated[dict[str, Any], AfterValidator(_is_json)] = {}
     concurrency: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=600.0, gt=0.0, allow_inf_nan=False)
@@ -118,6 +120,17 @@ def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:
         if first["type"] == "extra_forbidden":
             raise InputError(f"there is no setting `{name}`; there are {', '.join(RunConfig.model_fields)}") from None
         raise InputError(f"{name.replace('_', '-')} = {first['input']!r}: {first['msg']}") from None
+    if config.select is not None:
+        best_of_n = selection.parse(config.select).name == selection.BEST_OF_N
+        if best_of_n != (config.command == "best-of-n"):
+            raise InputError(
+                f"the selection rule {config.select!r} "
+                + (
+                    "gives no pairs: use rlaif best-of-n"
+                    if best_of_n
+                    else "gives pairs, and best-of-n takes answers: use export"
+                )
+            )
     if config.command != "judge" and not config.policy:
         raise InputError("no policy model: give --policy, for example --policy smollm2")
     if config.command != "judge" and config.n * len(config.policy) < 2:

@@ -126,9 +126,7 @@ class Run:
         The files that the run writes at its end pool the position term over all prompts: their `p_chosen` is the better one.
         """
         for record in self:
-            pair = results.pair_of(record, self.config)
-            if isinstance(pair, PreferencePair):
-                yield pair
+            yield from results.pairs_of(record, self.config)
 
     def wait(self) -> dict[str, Any]:
         """Runs to the end if it has not, and returns the summary. Raises StopRun, also if the run was stopped before."""

@@ -1,6 +1,6 @@
-"""Selection: which candidates of a record may be compared, and which become a pair or a best answer. Pure.
+"""Which candidates of a record may be compared, which were, and what a pair or a best answer says of them. Pure.
 
-Every record ends in a pair or in a reason:
+Which pairs are made is for the rules of `selection` to say. Every record ends in a pair or in a reason:
 
     sampling_failed   no candidate has any text, and some failed
     ineligible        fewer than two candidates are left without the empty, the truncated and the degenerate ones
@@ -12,7 +12,7 @@ Every record ends in a pair or in a reason:
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.ranking.bradley_terry import win_probability
@@ -65,30 +65,18 @@ def why_not_judged(candidates: Sequence[Candidate], *, allow_truncated: bool = F
     return "identical" if len(_usable(candidates, allow_truncated, allow_degenerate)) >= 2 else "ineligible"
 
 
-def best_worst(
-    record: Record, ranking: Ranking, *, allow_truncated: bool = False, allow_degenerate: bool = False
-) -> PreferencePair | str:
-    """The strongest candidate against the weakest, or the reason why there is no pair."""
-    if len(ranking.ids) < 2:
-        return why_not_judged(record.candidates, allow_truncated=allow_truncated, allow_degenerate=allow_degenerate)
-    judged = compared(record.verdicts)
-    order = sorted((k for k, c in enumerate(ranking.ids) if c in judged), key=lambda k: (-ranking.strengths[k], k))
-    if len(order) < 2:
-        return "no_verdict"
-    best, worst = order[0], order[-1]
-    p = win_probability(ranking.strengths[best], ranking.strengths[worst])
-    if p < 0.5 + TIE:
-        return "tied"
-    by_id = {c.id: c for c in record.candidates}
+def pair(record: Record, ranking: Ranking, chosen: int, rejected: int, by_id: Mapping[str, Candidate]) -> PreferencePair:
+    """The pair of two places in the ranking. `by_id` are the record's candidates."""
+    one, other = ranking.ids[chosen], ranking.ids[rejected]
     return PreferencePair(
         prompt=record.prompt,
-        chosen=by_id[ranking.ids[best]],
-        rejected=by_id[ranking.ids[worst]],
-        score_chosen=ranking.scores[best],
-        score_rejected=ranking.scores[worst],
-        p_chosen=p,
+        chosen=by_id[one],
+        rejected=by_id[other],
+        score_chosen=ranking.scores[chosen],
+        score_rejected=ranking.scores[rejected],
+        p_chosen=win_probability(ranking.strengths[chosen], ranking.strengths[rejected]),
         judge=judge_name(record),
-        flip=flip(record.verdicts, ranking.ids[best], ranking.ids[worst]),
+        flip=flip(record.verdicts, one, other),
     )
 
 
