@@ -35,6 +35,7 @@ class Audit:
                 self._degenerate[kind] += 1
         count = self._counts
         count["records"] += 1
+        count["candidates"] += len(record.candidates)
         count["verdicts"] += len(record.verdicts)
         both = flips(record.verdicts)
         for found in both.values():
@@ -89,9 +90,9 @@ class Audit:
         return {name: {kind: found[kind] for kind in kinds} for name, found in sorted(self._principles.items())}
 
     @property
-    def records(self) -> int:
-        """Records added so far."""
-        return self._counts["records"]
+    def candidates(self) -> int:
+        """Candidates of the records so far."""
+        return self._counts["candidates"]
 
     def _rate(self, part: str, whole: str) -> float | None:
         return _share(self._counts[part], self._counts[whole])

@@ -188,8 +188,18 @@ _CANDIDATES = (
     None,
 )
 _ALL = _SAMPLING | _ALLOWING | _JUDGING | _RUNNING
+_ACCEPTING = {
+    "accept": _option(
+        str,
+        metavar="RULE",
+        help="Sample each prompt until an answer is accepted: correct (its final answer is that of `reference`; by rules-math)"
+        " or score:T (rated T or more; by pointwise, unless --judge names another). -n is then the size of a round. [-n: 1]",
+    ),
+    "target": _option(int, metavar="N", help="With --accept: stop at N accepted answers."),
+    "max_samples": _option(int, metavar="M", help="With --accept: at most M samples of a prompt. [default: 16]"),
+}
 _add("generate", "Sample answers to prompts, judge them, and write DIR/dpo.jsonl.", _PROMPTS, _ALL)
-_add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl.", _PROMPTS, _ALL)
+_add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl.", _PROMPTS, _ALL | _ACCEPTING)
 _AGAINST = {
     "against": _option(str, metavar="NAME", help="Another constitution: also write where the two differ, to DIR/against.jsonl.")
 }

@@ -94,23 +94,35 @@ class Best:
     n: int
 
 
-def best_of_n(record: Record, ranking: Ranking, *, allow_truncated: bool = False, allow_degenerate: bool = False) -> Best | str:
+def best_of_n(
+    record: Record,
+    ranking: Ranking,
+    *,
+    accepted: Mapping[str, float] | None = None,
+    allow_truncated: bool = False,
+    allow_degenerate: bool = False,
+) -> Best | str:
     """The strongest candidate, the first one of equals, or the reason why there is none.
 
-    Candidates that all say the same need no verdict: any of them is the best, with p_win 1/2.
+    Candidates that all say the same need no verdict: any of them is the best, with p_win 1/2. With `accepted`,
+    ids with their ratings, the winner is one of these and has its rating as score.
     """
     usable = _usable(record.candidates, allow_truncated, allow_degenerate)
     if not usable:
         return why_not_judged(record.candidates, allow_truncated=allow_truncated, allow_degenerate=allow_degenerate)
     judged = compared(record.verdicts) if len(ranking.ids) >= 2 else set(ranking.ids)
-    if not judged:
+    if accepted is None and not judged:
         return "no_verdict"
-    best = max((k for k, c in enumerate(ranking.ids) if c in judged), key=lambda k: (ranking.strengths[k], -k))
-    by_text = {normalised(c.text): ranking.ids.index(c.id) for c in usable if c.id in judged}
+    if accepted is not None and not accepted:
+        return "not_accepted" if any(v.scores is not None for v in record.verdicts) else "no_verdict"
+    among = judged if accepted is None else accepted
+    best = max((k for k, c in enumerate(ranking.ids) if c in among), key=lambda k: (ranking.strengths[k], -k))
+    by_text = {normalised(c.text): ranking.ids.index(c.id) for c in usable if c.id in judged and ranking.ids[best] in judged}
     others = [by_text.get(normalised(c.text)) for c in usable if c.id != ranking.ids[best]]
     wins = [win_probability(ranking.strengths[best], ranking.strengths[k]) for k in others if k is not None]
     winner = next(c for c in usable if c.id == ranking.ids[best])
-    return Best(record, winner, ranking.scores[best], sum(wins) / len(wins) if wins else None, len(usable))
+    score = ranking.scores[best] if accepted is None else accepted[winner.id]
+    return Best(record, winner, score, sum(wins) / len(wins) if wins else None, len(usable))
 
 
 def compared(verdicts: Sequence[Verdict]) -> set[str]:

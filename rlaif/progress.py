@@ -102,7 +102,11 @@ def show_result(run: jobs.Run, face: Face) -> None:
         f"; {summary['wall_s']:.1f} s",
         *_judge_lines(summary),
     ]
-    if form == "sft":
+    if "accept" in summary:
+        found = summary["accept"]
+        of = "" if found["target"] is None else f" of {found['target']:,} wanted"
+        lines.append(f"accepted ({found['rule']}): {found['accepted']:,}{of}, from {found['samples']:,} samples")
+    elif form == "sft":
         best = summary["best_of_n"]
         lines.append(f"best of {best['n']}: at most {best['kl_bound_nats']:.3f} nats from the policy")
     other = "sft" if form == "dpo" else "dpo"

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rlaif import pairs, records, selection
+from rlaif import accept, pairs, records, selection
 from rlaif.audit import Audit, Choices, kl_bound
 from rlaif.config import RunConfig
 from rlaif.errors import InputError
@@ -28,6 +28,9 @@ from rlaif.ranking import bradley_terry
 from rlaif.ranking.games import Ranked
 from rlaif.selection import BEST_OF_N, BEST_WORST, Rule
 from rlaif.types import PreferencePair, Prompt, Ranking, Record
+
+TARGET_REACHED = "target_reached"
+"""Why a prompt has no row in a run that was to stop at so many accepted answers."""
 
 Row = tuple[int, str, bytes, bytes]
 """A finished record as the ledger yields it: the prompt's place, id and body, and the record's body."""
@@ -60,10 +63,17 @@ def export(directory: Path, form: str, out: Path, *, select: str | None = None) 
         prompts = min(ledger.prompts(), config.limit or ledger.prompts())
         written = write_jsonl(out, export.rows(partial(ledger.records, config.limit), config))
     counts = export.choices
-    dropped = dict(sorted(counts.dropped.items()))
+    dropped = counts.dropped
     if counts.records < prompts:
-        dropped["unfinished"] = prompts - counts.records
-    summary = {"format": form, "rows": written, "prompts": prompts, "dropped": dropped, **export.numbers()}
+        reached = config.target is not None and counts.made >= config.target
+        dropped[TARGET_REACHED if reached else "unfinished"] += prompts - counts.records
+    summary = {
+        "format": form,
+        "rows": written,
+        "prompts": prompts,
+        "dropped": dict(sorted(dropped.items())),
+        **export.numbers(),
+    }
     _write_json(_summary_of(out), summary)
     return summary
 
@@ -73,10 +83,11 @@ def _summary_of(file: Path) -> Path:
     return file.with_name(file.name.removesuffix("".join(file.suffixes[-2:])) + ".summary.json")
 
 
-def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str, Any]) -> dict[str, Any]:
+def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str, Any], unneeded: int = 0) -> dict[str, Any]:
     """The summary of the stored records, but for what only the running process knows. With `write`, the export too.
 
-    `spend` are the keys that the ledger's calls account for: `tokens` and `cost_usd`.
+    `spend` are the keys that the ledger's calls account for: `tokens` and `cost_usd`. `unneeded` prompts have no record as the
+    run's target was reached without them.
     """
     audit, export = Audit(), _Export.of(format_of(config), None).by(config)
     found = export.rows(partial(ledger.records, config.limit), config, audit)
@@ -88,8 +99,10 @@ def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str
         for _ in found:
             pass
     choices = export.choices
+    if unneeded:
+        choices.dropped[TARGET_REACHED] += unneeded
     summary: dict[str, Any] = {
-        "prompts": choices.records,
+        "prompts": choices.records + unneeded,
         "pairs": choices.made,
         "dropped": dict(sorted(choices.dropped.items())),
         "degenerate": audit.degenerate(),
@@ -99,10 +112,23 @@ def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str
         "selection": export.numbers(),
         "failures": audit.failures(),
     }
-    if config.command == "best-of-n":
+    if config.accept is not None:
+        beyond = choices.dropped[TARGET_REACHED] - unneeded
+        accepted = {"rule": config.accept, "target": config.target, "accepted": choices.made + beyond}
+        summary["accept"] = accepted | {"samples": audit.candidates}
+    elif config.command == "best-of-n":
         n = config.n * len(config.policy)
         summary["best_of_n"] = {"n": n, "kl_bound_nats": round(kl_bound(n), 6)}
     return summary
+
+
+def count_accepted(ledger: Ledger, config: RunConfig) -> int:
+    """How many finished records have an accepted answer."""
+    rule = accept.parse(config.accept or "")
+    with ledger.snapshot():
+        return sum(
+            bool(accept.accepted(rule, records.load(_NO_PROMPT, row[3]).verdicts)) for row in ledger.records(config.limit)
+        )
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
@@ -189,6 +215,7 @@ class _Export:
     def rows(self, stored: Stored, config: RunConfig, audit: Audit | None = None) -> Iterator[dict[str, Any]]:
         """The rows in input order; each record is counted in `choices`, and in `audit`."""
         allowed, form, choices, rule = _allowed(config), self.form, self.choices, self.rule
+        accepting = None if config.accept is None else accept.parse(config.accept)
         for record, ranking in _rankings(stored, allowed):
             if audit is not None:
                 audit.add(record)
@@ -204,7 +231,10 @@ class _Export:
                 if chosen.pairs:
                     yield from form.rows(chosen.pairs)
                 continue
-            best = selection.best(rule, record, ranking, **allowed)
+            accepted = None if accepting is None else accept.accepted(accepting, record.verdicts)
+            best = selection.best(rule, record, ranking, accepted=accepted, **allowed)
+            if isinstance(best, Best) and config.target is not None and choices.made >= config.target:
+                best = TARGET_REACHED
             choices.add_best(best)
             choices.add_lengths(chosen)
             if isinstance(best, Best):

@@ -22,7 +22,7 @@ Limits drop what a rule picked: `margin=M`, scores at least M apart; `p=P`, a pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
@@ -240,9 +240,11 @@ def _lengths(pool: Pool) -> tuple[int, int]:
     return sum(d != 0 for d in differ), sum(d > 0 for d in differ)
 
 
-def best(rule: Rule, record: Record, ranking: Ranking, **allowed: bool) -> Best | str:
-    """The best answer of one record by the rule best-of-n, or the reason why there is none."""
-    found = pairs.best_of_n(record, ranking, **allowed)
+def best(
+    rule: Rule, record: Record, ranking: Ranking, *, accepted: Mapping[str, float] | None = None, **allowed: bool
+) -> Best | str:
+    """The best answer of one record by the rule best-of-n, of those `accepted` if they are given, or the reason for none."""
+    found = pairs.best_of_n(record, ranking, accepted=accepted, **allowed)
     if isinstance(found, Best) and rule.p is not None and (found.p_win is None or found.p_win < rule.p - TIE):
         return _UNSURE
     return found
