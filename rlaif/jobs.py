@@ -61,14 +61,16 @@ def new_run(
     command: str, source: str | Path | Iterable[Any], judge: JudgeLike | Sequence[JudgeLike] | None, settings: dict[str, Any]
 ) -> Run:
     """A run that is described by `settings` of RunConfig, with a judge, several, or the command's own. Raises InputError."""
-    judges: list[Any] = [] if judge is None else list(judge) if isinstance(judge, (list, tuple)) else [judge]
-    names = [j if isinstance(j, str) else getattr(j, "__name__", None) or getattr(j, "kind", type(j).__name__) for j in judges]
+    judges: list[Any] | None = None if judge is None else list(judge) if isinstance(judge, (list, tuple)) else [judge]
+    names = judges and [
+        j if isinstance(j, str) else getattr(j, "__name__", None) or getattr(j, "kind", type(j).__name__) for j in judges
+    ]
     path = str(source) if isinstance(source, (str, Path)) else None
-    given = {"prompts": path or "(Python)", "judge": names or None, **settings, "out": str(settings["out"]), "command": command}
+    given = {"prompts": path or "(Python)", "judge": names, **settings, "out": str(settings["out"]), "command": command}
     policy = given.get("policy")
     if policy is not None and not isinstance(policy, str):
         given["policy"] = list(policy)
-    return Run(make_config(given), source=path if path is not None else source, judges=judges or None)
+    return Run(make_config(given), source=path if path is not None else source, judges=judges)
 
 
 class Run:
