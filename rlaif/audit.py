@@ -109,33 +109,38 @@ class Choices:
         self.dropped: Counter[str] = Counter()
         self._limited: Counter[str] = Counter()
         self._before, self._after = [0, 0], [0, 0]
-        self._margin = self._p = 0.0
+        self._compared, self._margin, self._p = 0, 0.0, 0.0
 
     def add(self, selection: Selection) -> None:
         """Counts a record's pairs, or the reason why it has none."""
         self._count(len(selection.pairs), selection.reason)
         self._limited.update(selection.limited)
-        self.add_lengths(selection)
+        self._add_lengths(self._before, selection.lengths)
+        self._compared += len(selection.pairs)
         for pair in selection.pairs:
             self._margin += pair.score_chosen - pair.score_rejected
             self._p += pair.p_chosen
+            longer = len(pair.chosen.text) - len(pair.rejected.text)
+            self._add_lengths(self._after, (longer != 0, longer > 0))
 
-    def add_best(self, best: Best | str) -> None:
-        """Counts a record's best answer, or the reason why it has none."""
+    def add_best(self, best: Best | str, pool: tuple[int, int]) -> None:
+        """Counts a record's best answer, or the reason why it has none; `pool` are the `lengths` of its pairs."""
         self._count(*((0, best) if isinstance(best, str) else (1, None)))
+        self._add_lengths(self._before, pool)
+        if isinstance(best, Best) and best.p_win is not None and best.margin is not None:
+            self._compared += 1
+            self._margin += best.margin
+            self._p += best.p_win
+            self._add_lengths(self._after, best.longer)
 
     def add_row(self) -> None:
         """Counts a record that has a row in any case."""
         self._count(1, None)
 
-    def add_lengths(self, selection: Selection) -> None:
-        """Counts which side is the longer one; pairs of equal length say nothing of length."""
-        for pair in selection.pairs:
-            longer = len(pair.chosen.text) - len(pair.rejected.text)
-            self._after[0] += longer != 0
-            self._after[1] += longer > 0
-        for place, count in enumerate(selection.lengths):
-            self._before[place] += count
+    def _add_lengths(self, counts: list[int], lengths: tuple[int, int]) -> None:
+        """Adds pairs of texts of different lengths, and those of them whose chosen one is the longer."""
+        for place, count in enumerate(lengths):
+            counts[place] += count
 
     def _count(self, made: int, reason: str | None) -> None:
         self.records += 1
@@ -151,16 +156,16 @@ class Choices:
         """What the rule took and dropped.
 
         `limited` are pairs that a limit dropped, whether or not others were left. `longer_chosen_before` is the share of the
-        longer winners among all pairs that the rule could pick from.
+        longer winners among all pairs that the rule could pick from, `longer_chosen` that among its own (of a best answer:
+        against each of the others). Pairs of equal length say nothing of length.
         """
-        if rule.name == BEST_OF_N:
-            return {"rule": str(rule), "answers": self.made}
+        best = rule.name == BEST_OF_N
         return {
             "rule": str(rule),
-            "pairs": self.made,
-            "limited": dict(sorted(self._limited.items())),
-            "mean_margin": _share(self._margin, self.made),
-            "mean_p_chosen": _share(self._p, self.made),
+            "answers" if best else "pairs": self.made,
+            **({} if best else {"limited": dict(sorted(self._limited.items()))}),
+            "mean_margin": _share(self._margin, self._compared),
+            "mean_p_win" if best else "mean_p_chosen": _share(self._p, self._compared),
             "longer_chosen_before": _share(self._before[1], self._before[0]),
             "longer_chosen": self.longer_chosen(),
         }

@@ -84,7 +84,8 @@ def pair(record: Record, ranking: Ranking, chosen: int, rejected: int, by_id: Ma
 class Best:
     """The best of n candidates. `p_win` is its mean probability of beating another of the n; a copy of it counts 1/2.
 
-    It is None where there was no other.
+    It is None where there was no other. `margin` is its score less the mean of the others that it was compared with, `longer`
+    counts those of another length than its own, and those of them that are shorter.
     """
 
     record: Record
@@ -92,6 +93,8 @@ class Best:
     score: float
     p_win: float | None
     n: int
+    margin: float | None = None
+    longer: tuple[int, int] = (0, 0)
 
 
 def best_of_n(
@@ -122,7 +125,12 @@ def best_of_n(
     wins = [win_probability(ranking.strengths[best], ranking.strengths[k]) for k in others if k is not None]
     winner = next(c for c in usable if c.id == ranking.ids[best])
     score = ranking.scores[best] if accepted is None else accepted[winner.id]
-    return Best(record, winner, score, sum(wins) / len(wins) if wins else None, len(usable))
+    apart = [k for k in by_text.values() if k != best]
+    margin = ranking.scores[best] - sum(ranking.scores[k] for k in apart) / len(apart) if apart else None
+    texts = {c.id: c.text for c in usable}
+    differ = [len(winner.text) - len(texts[ranking.ids[k]]) for k in apart]
+    longer = sum(d != 0 for d in differ), sum(d > 0 for d in differ)
+    return Best(record, winner, score, sum(wins) / len(wins) if wins else None, len(usable), margin, longer)
 
 
 def compared(verdicts: Sequence[Verdict]) -> set[str]:

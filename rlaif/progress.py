@@ -143,16 +143,21 @@ def export_lines(path: Path, summary: dict[str, Any]) -> Iterator[str]:
 
 def selection_lines(selection: dict[str, Any]) -> Iterator[str]:
     """What a rule for pairs took and dropped."""
-    if not selection.get("pairs"):
+    if selection.get("mean_margin") is None:
         return
-    for reason, count in selection["limited"].items():
+    for reason, count in selection.get("limited", {}).items():
         yield f"  pairs left out, {reason}: {count:,}"
     longer = {"before": selection["longer_chosen_before"], "after": selection["longer_chosen"]}
     shown = ", ".join(f"{share:.0%} {when}" for when, share in longer.items() if share is not None)
     yield (
-        f"{selection['rule']}: mean margin {selection['mean_margin']:.3g}, mean p_chosen {selection['mean_p_chosen']:.3f}"
+        f"{selection['rule']}: mean margin {selection['mean_margin']:.3g}, mean {_p_of(selection)}"
         + (f", longer chosen {shown} selection" if shown else "")
     )
+
+
+def _p_of(selection: dict[str, Any]) -> str:
+    name = "p_win" if "mean_p_win" in selection else "p_chosen"
+    return f"{name} {selection['mean_' + name]:.3f}"
 
 
 def _known(count: int | None) -> str:

@@ -235,8 +235,7 @@ class _Export:
             best = selection.best(rule, record, ranking, accepted=accepted, **allowed)
             if isinstance(best, Best) and config.target is not None and choices.made >= config.target:
                 best = TARGET_REACHED
-            choices.add_best(best)
-            choices.add_lengths(chosen)
+            choices.add_best(best, chosen.lengths)
             if isinstance(best, Best):
                 yield from form.rows(best)
 

@@ -260,6 +260,17 @@ def test_an_export_says_what_its_rule_took_and_dropped(run, tmp_path, rule):
         assert all(r["score_chosen"] - r["score_rejected"] >= 36 for r in rows)
 
 
+def test_best_answers_are_said_of_in_the_same_terms(run, tmp_path):
+    out = tmp_path / "best.jsonl"
+    said = command("export", run, "--format", "sft", "--select", "best-of-n,p=0.7", "--out", out).stdout
+    rows, summary = rows_of(out), json.loads((tmp_path / "best.summary.json").read_text())
+    assert summary["rows"] == summary["answers"] == len(rows) > 20
+    assert summary["prompts"] == 41 == len(rows) + sum(summary["dropped"].values())
+    assert summary["mean_p_win"] == pytest.approx(sum(r["p_win"] for r in rows if r["n"] > 2) / len(rows), abs=1e-5)
+    assert summary["mean_margin"] > 10 and summary["longer_chosen"] == summary["longer_chosen_before"] == 1.0
+    assert "best-of-n,p=0.7: mean margin" in said
+
+
 def test_a_run_goes_by_its_own_rule_and_so_does_its_export(tmp_path):
     given = [{"id": "a", "prompt": "x", "candidates": ["1", "22", "333"]}, {"id": "b", "prompt": "y", "candidates": ["1", "1"]}]
     run = rlaif.judge(given, judge="longest.py:longest", out=tmp_path / "run", select="all-pairs")
