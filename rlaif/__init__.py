@@ -47,21 +47,25 @@ Judges = JudgeLike | Sequence[JudgeLike]
 
 
 def generate(
-    prompts: Source, *, policy: str | Sequence[str], out: str | Path, judge: Judges = "pairwise", **settings: Any
+    prompts: Source, *, policy: str | Sequence[str], out: str | Path, judge: Judges | None = None, **settings: Any
 ) -> Run:
     """Samples candidates and compares them; the run's pairs go to `out`/dpo.jsonl.
 
     `prompts` is a path, or rows as in a file: texts, lists of messages, or dicts with `prompt`. `settings` are those of
-    `RunConfig` (n, temperature, max_tokens, judge_model, constitution, ...). Raises InputError when it is iterated if
-    something is wrong, before anything is spent.
+    `RunConfig` (n, temperature, max_tokens, judge_model, constitution, ...); the judge is "pairwise" where none is given.
+    Raises InputError when it is iterated if something is wrong, before anything is spent.
     """
     return _run("generate", prompts, out, judge, {"policy": policy, **settings})
 
 
 def best_of_n(
-    prompts: Source, *, policy: str | Sequence[str], out: str | Path, judge: Judges = "pairwise", **settings: Any
+    prompts: Source, *, policy: str | Sequence[str], out: str | Path, judge: Judges | None = None, **settings: Any
 ) -> Run:
-    """As `generate`, with the best answer of each prompt in `out`/sft.jsonl."""
+    """As `generate`, with the best answer of each prompt in `out`/sft.jsonl.
+
+    With `accept` ("correct" or "score:T") a prompt is sampled until an answer is accepted, `max_samples` (16) at most, and the
+    run ends at `target` accepted answers.
+    """
     return _run("best-of-n", prompts, out, judge, {"policy": policy, **settings})
 
 
@@ -70,5 +74,5 @@ def judge(candidates: Source, *, judge: Judges, out: str | Path, **settings: Any
     return _run("judge", candidates, out, judge, settings)
 
 
-def _run(command: str, source: Source, out: str | Path, judge: Judges, settings: dict[str, Any]) -> Run:
+def _run(command: str, source: Source, out: str | Path, judge: Judges | None, settings: dict[str, Any]) -> Run:
     return new_run(command, source, judge, {**settings, "out": out})

@@ -9,18 +9,18 @@ from itertools import combinations
 from typing import Any
 
 from rlaif.degenerate import KINDS, kind_of
-from rlaif.pairs import flips
-from rlaif.types import PreferencePair, Record, Verdict
+from rlaif.pairs import Best, flips
+from rlaif.selection import BEST_OF_N, Rule, Selection
+from rlaif.types import Record, Verdict
 
 _MOST_FAILURES, _MOST_KINDS, _LONGEST_MESSAGE = 10, 1000, 500
 
 
 class Audit:
-    """Counts over records and pairs; add each once, then read `numbers`. Rates are None where there is nothing to count."""
+    """Counts over records; add each once, then read `numbers`. Rates are None where there is nothing to count."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self.dropped: Counter[str] = Counter()
         self._failed: Counter[tuple[str, str]] = Counter()
         self._examples: dict[tuple[str, str], str] = {}
         self._principles: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -35,6 +35,7 @@ class Audit:
                 self._degenerate[kind] += 1
         count = self._counts
         count["records"] += 1
+        count["candidates"] += len(record.candidates)
         count["verdicts"] += len(record.verdicts)
         both = flips(record.verdicts)
         for found in both.values():
@@ -74,25 +75,12 @@ class Audit:
         """How many candidates are degenerate, by kind in the order of `rlaif.degenerate.KINDS`; failed ones are none."""
         return {kind: self._degenerate[kind] for kind in KINDS if self._degenerate[kind]}
 
-    def add_pair(self, pair: PreferencePair) -> None:
-        """Counts a pair; pairs of equal length say nothing of length."""
-        self._counts["pairs"] += 1
-        longer = len(pair.chosen.text) - len(pair.rejected.text)
-        if longer:
-            self._counts["lengths"] += 1
-            self._counts["longer_chosen"] += longer > 0
-
-    def drop(self, reason: str) -> None:
-        """Counts a prompt that yields nothing."""
-        self.dropped[reason] += 1
-
     def numbers(self) -> dict[str, Any]:
         """The rates of summary.json."""
         return {
             "flip_rate": self._rate("flipped", "both_orders"),
             "no_verdict_rate": self._rate("unread", "verdicts"),
             "first_shown_rate": self._rate("named_first", "named"),
-            "longer_chosen_rate": self._rate("longer_chosen", "lengths"),
             **({"principles": self._by_principle()} if self._principles else {}),
         }
 
@@ -102,12 +90,89 @@ class Audit:
         return {name: {kind: found[kind] for kind in kinds} for name, found in sorted(self._principles.items())}
 
     @property
-    def records(self) -> int:
-        """Records added so far."""
-        return self._counts["records"]
+    def candidates(self) -> int:
+        """Candidates of the records so far."""
+        return self._counts["candidates"]
 
     def _rate(self, part: str, whole: str) -> float | None:
-        return round(self._counts[part] / self._counts[whole], 6) if self._counts[whole] else None
+        return _share(self._counts[part], self._counts[whole])
+
+
+class Choices:
+    """Counts over what a selection rule made of records; add each record once, then read `numbers`.
+
+    `made` are the pairs (or best answers), `dropped` the records without any, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.records = self.made = 0
+        self.dropped: Counter[str] = Counter()
+        self._limited: Counter[str] = Counter()
+        self._before, self._after = [0, 0], [0, 0]
+        self._compared, self._margin, self._p = 0, 0.0, 0.0
+
+    def add(self, selection: Selection) -> None:
+        """Counts a record's pairs, or the reason why it has none."""
+        self._count(len(selection.pairs), selection.reason)
+        self._limited.update(selection.limited)
+        self._add_lengths(self._before, selection.lengths)
+        self._compared += len(selection.pairs)
+        for pair in selection.pairs:
+            self._margin += pair.score_chosen - pair.score_rejected
+            self._p += pair.p_chosen
+            longer = len(pair.chosen.text) - len(pair.rejected.text)
+            self._add_lengths(self._after, (longer != 0, longer > 0))
+
+    def add_best(self, best: Best | str, pool: tuple[int, int]) -> None:
+        """Counts a record's best answer, or the reason why it has none; `pool` are the `lengths` of its pairs."""
+        self._count(*((0, best) if isinstance(best, str) else (1, None)))
+        self._add_lengths(self._before, pool)
+        if isinstance(best, Best) and best.p_win is not None and best.margin is not None:
+            self._compared += 1
+            self._margin += best.margin
+            self._p += best.p_win
+            self._add_lengths(self._after, best.longer)
+
+    def add_row(self) -> None:
+        """Counts a record that has a row in any case."""
+        self._count(1, None)
+
+    def _add_lengths(self, counts: list[int], lengths: tuple[int, int]) -> None:
+        """Adds pairs of texts of different lengths, and those of them whose chosen one is the longer."""
+        for place, count in enumerate(lengths):
+            counts[place] += count
+
+    def _count(self, made: int, reason: str | None) -> None:
+        self.records += 1
+        self.made += made
+        if reason is not None:
+            self.dropped[reason] += 1
+
+    def longer_chosen(self) -> float | None:
+        """How often the chosen text of a pair is the longer one."""
+        return _share(self._after[1], self._after[0])
+
+    def numbers(self, rule: Rule) -> dict[str, Any]:
+        """What the rule took and dropped.
+
+        `limited` are pairs that a limit dropped, whether or not others were left. `longer_chosen_before` is the share of the
+        longer winners among all pairs that the rule could pick from, `longer_chosen` that among its own (of a best answer:
+        against each of the others). Pairs of equal length say nothing of length.
+        """
+        best = rule.name == BEST_OF_N
+        return {
+            "rule": str(rule),
+            "answers" if best else "pairs": self.made,
+            **({} if best else {"limited": dict(sorted(self._limited.items()))}),
+            "mean_margin": _share(self._margin, self._compared),
+            "mean_p_win" if best else "mean_p_chosen": _share(self._p, self._compared),
+            "longer_chosen_before": _share(self._before[1], self._before[0]),
+            "longer_chosen": self.longer_chosen(),
+        }
+
+
+def _share(part: float, whole: int) -> float | None:
+    return round(part / whole, 6) if whole else None
 
 
 def outcomes(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:

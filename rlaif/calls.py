@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,9 +100,11 @@ class Client:
             raise stored
         return stored
 
-    async def samples(self, request: Request, *, prompt_id: str, n: int, run_seed: int) -> list[Choice | CallFailed]:
-        """The first n samples of a prompt, in index order; a failed one is its error. Buys only the missing ones."""
-        keys = self._sample_keys(request, prompt_id, n)
+    async def samples(
+        self, request: Request, *, prompt_id: str, n: int, run_seed: int, first: int = 0
+    ) -> list[Choice | CallFailed]:
+        """n samples of a prompt from the `first` on, in index order; a failed one is its error. Buys only the missing ones."""
+        keys = self._sample_keys(request, prompt_id, range(first, first + n))
         done, short = self._stored(request.ordinal, keys)
 
         async def buy(indices: Sequence[int]) -> list[int]:
@@ -111,7 +113,7 @@ class Client:
                 len(indices),
                 request.temperature,
                 request.max_tokens,
-                seed_of(run_seed, prompt_id, indices[0]),
+                seed_of(run_seed, prompt_id, first + indices[0]),
                 ordinal=request.ordinal,
             )
             try:
@@ -164,10 +166,10 @@ class Client:
     def _key(self, request: Request) -> bytes:
         return self._hasher(request).digest()
 
-    def _sample_keys(self, request: Request, prompt_id: str, n: int) -> list[bytes]:
+    def _sample_keys(self, request: Request, prompt_id: str, indices: Iterable[int]) -> list[bytes]:
         begun, keys = self._hasher(request), []
         feed(begun, "sample", prompt_id)
-        for index in range(n):
+        for index in indices:
             hasher = begun.copy()
             feed(hasher, str(index))
             keys.append(hasher.digest())

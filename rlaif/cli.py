@@ -22,8 +22,7 @@ import rlaif
 from rlaif import doctor, jobs, progress, results
 from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
-from rlaif.export import files
-from rlaif.export.formats import FORMATS, format_named
+from rlaif.export.formats import FORMATS
 from rlaif.models import catalog
 from rlaif.voice import Face, leave_terminal, speaking
 
@@ -87,6 +86,12 @@ _JUDGING = {
     ),
     "principles": _option(
         str, metavar="MODE", help="Principles in a judge call: all, one sampled, or a verdict for each. [default: all]"
+    ),
+    "select": _option(
+        str,
+        metavar="RULE",
+        help="Which pairs a prompt gives: best-worst, best-random, mu-2sigma, top-k:K, all-pairs:P, length-matched, margin:M,"
+        " max-length-ratio:R; limits follow, as in all-pairs:0.8,cap=3. [default: best-worst]",
     ),
     "accept_judge": _option(bool, "--accept-judge", help="Go on with a judge that fails its planted checks."),
     "checks": _option(bool, "--checks/--no-checks", help="Planted checks of LLM and reward-model judges. [default: --checks]"),
@@ -183,8 +188,18 @@ _CANDIDATES = (
     None,
 )
 _ALL = _SAMPLING | _ALLOWING | _JUDGING | _RUNNING
+_ACCEPTING = {
+    "accept": _option(
+        str,
+        metavar="RULE",
+        help="Sample each prompt until an answer is accepted: correct (its final answer is that of `reference`; by rules-math)"
+        " or score:T (rated T or more; by pointwise, unless --judge names another). -n is then the size of a round. [-n: 1]",
+    ),
+    "target": _option(int, metavar="N", help="With --accept: stop at N accepted answers."),
+    "max_samples": _option(int, metavar="M", help="With --accept: at most M samples of a prompt. [default: 16]"),
+}
 _add("generate", "Sample answers to prompts, judge them, and write DIR/dpo.jsonl.", _PROMPTS, _ALL)
-_add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl.", _PROMPTS, _ALL)
+_add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl.", _PROMPTS, _ALL | _ACCEPTING)
 _AGAINST = {
     "against": _option(str, metavar="NAME", help="Another constitution: also write where the two differ, to DIR/against.jsonl.")
 }
@@ -198,22 +213,27 @@ _add(
 
 @app.command("export")
 def export_command(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")],
-    form: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "dpo",
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, finished or not.")],
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help=", ".join(FORMATS))] = "dpo",
+    select: Annotated[
+        str | None, typer.Option(metavar="RULE", help="Which pairs: as of rlaif generate. [default: the run's own rule]")
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The file to write, in .jsonl, .jsonl.gz, .jsonl.zst or .parquet. [default: DIR/FORMAT.jsonl]"),
+        typer.Option(
+            metavar="FILE", help="The file to write: .jsonl, .jsonl.gz, .jsonl.zst, .parquet. [default: DIR/FORMAT.jsonl]"
+        ),
     ] = None,
 ) -> None:
-    """Write a run's records in another format; no model is called."""
+    """Write what is finished of a run in another format or by another rule; no model is called."""
     with _errors():
-        rows = results.rows(directory, form)
         path = out or directory / f"{form}.jsonl"
         try:
-            count = files.write(path, rows, format_named(form))
+            summary = results.export(directory, form, path, select=select)
         except OSError as error:
             raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-        typer.echo(f"{path}: {count} rows")
+        for line in progress.export_lines(path, summary):
+            typer.echo(line)
 
 
 @app.command("status")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from rlaif import accept, selection
 from rlaif.errors import InputError
 from rlaif.templates import read_yaml
 
@@ -76,6 +77,10 @@ class RunConfig(BaseModel):
     replace: bool = False
     allow_truncated: bool = False
     allow_degenerate: bool = False
+    select: str | None = None
+    accept: str | None = None
+    target: int | None = Field(default=None, ge=1)
+    max_samples: int = Field(default=16, ge=1)
     extra_body: Annotated[dict[str, Any], AfterValidator(_is_json)] = {}
     concurrency: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=600.0, gt=0.0, allow_inf_nan=False)
@@ -107,6 +112,8 @@ def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:
             raise InputError(f"{file}: the file must hold settings, one `name: value` a line")
         settings = loaded
     settings |= {name: value for name, value in given.items() if value is not None}
+    if settings.get("accept") is not None:
+        settings = {"judge": accept.parse(str(settings["accept"])).judge, "n": 1} | settings
     try:
         config = RunConfig.model_validate(settings)
     except ValidationError as error:
@@ -118,8 +125,35 @@ def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:
         if first["type"] == "extra_forbidden":
             raise InputError(f"there is no setting `{name}`; there are {', '.join(RunConfig.model_fields)}") from None
         raise InputError(f"{name.replace('_', '-')} = {first['input']!r}: {first['msg']}") from None
+    if config.select is not None:
+        best_of_n = selection.parse(config.select).name == selection.BEST_OF_N
+        if best_of_n != (config.command == "best-of-n"):
+            raise InputError(
+                f"the selection rule {config.select!r} "
+                + (
+                    "gives no pairs: use rlaif best-of-n"
+                    if best_of_n
+                    else "gives pairs, and best-of-n takes answers: use export"
+                )
+            )
     if config.command != "judge" and not config.policy:
         raise InputError("no policy model: give --policy, for example --policy smollm2")
-    if config.command != "judge" and config.n * len(config.policy) < 2:
+    if config.accept is not None or config.target is not None:
+        _check_accept(config)
+    elif config.command != "judge" and config.n * len(config.policy) < 2:
         raise InputError("one candidate a prompt leaves nothing to compare: n times the number of policies must be at least 2")
     return config
+
+
+def _check_accept(config: RunConfig) -> None:
+    """Raises InputError if rejection sampling cannot be done so."""
+    if config.accept is None:
+        raise InputError("--target counts accepted answers: give --accept, for example --accept score:7")
+    if config.command != "best-of-n":
+        raise InputError("--accept is of rlaif best-of-n, which samples until an answer is accepted")
+    if config.n * len(config.policy) > config.max_samples:
+        raise InputError(
+            f"--max-samples {config.max_samples} is less than one round: {config.n} of each of {len(config.policy)} policies"
+        )
+    if config.temperature == 0.0 and config.n * len(config.policy) < config.max_samples:
+        raise InputError("at temperature 0 a second sample is the first one again: raise --temperature")

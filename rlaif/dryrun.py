@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif import forecast
 from rlaif.calls import billed_as
+from rlaif.config import RunConfig
+from rlaif.judges import JudgePlan
 from rlaif.ledger import Ledger
 from rlaif.parts import Opened, check_settings
 from rlaif.prices import FREE, Price, Prices, guess_message_tokens, guess_tokens, spent
@@ -24,14 +26,16 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
     """Counts of calls, and `forecast.forecast`'s figures; `probed` runs the first prompts for real, if it is given."""
     config, models, plans = run.config, opened.models, opened.plans
     prices = Prices(config.prices)
+    # Rejection sampling: the most that it may take, every answer judged by itself.
+    n = config.n if config.accept is None else config.max_samples // max(1, len(config.policy))
     sizes, prompt_tokens, answer_tokens = Counter[int](), 0, 0
     for prompt, given in source.read():
-        sizes[len(given) if config.command == "judge" else config.n * len(config.policy)] += 1
+        sizes[len(given) if config.command == "judge" else n * len(config.policy)] += 1
         prompt_tokens += guess_message_tokens(prompt.messages)
         answer_tokens += sum(guess_tokens(candidate.text) for candidate in given)
     prompts, answers = sizes.total(), sum(size * count for size, count in sizes.items())
     plans = plans * 2 if config.against is not None else plans  # once more, by the other constitution
-    calls = [sum(schedule.calls(size, plan.arity, plan.orders) * count for size, count in sizes.items()) for plan in plans]
+    calls = [sum(_judge_calls(config, size, plan) * count for size, count in sizes.items()) for plan in plans]
 
     def known(name: str) -> tuple[str, Price | None]:
         model = models.open(name)
@@ -40,8 +44,8 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
     work = forecast.Work(
         prompts,
         prompt_tokens,
-        config.n,
-        [forecast.PolicyWork(*known(name), models.open(name).max_n) for name in config.policy],
+        n,
+        [forecast.PolicyWork(*known(name), min(config.n, models.open(name).max_n)) for name in config.policy],
         [
             forecast.JudgeWork(billed, count / prompts, price, plan.template_tokens, plan.letter, plan.arity or 2)
             for plan, count in zip(plans, calls, strict=True)
@@ -59,14 +63,20 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
     found = forecast.forecast(work, measured, seed=config.seed)
     if config.checks and any(plan.check is not None for plan in plans):
         found["assumed"].append("planted checks of a judge come on top: some ten calls, and two for one prompt of a hundred")
+    if config.accept is not None:
+        found["assumed"].append(f"every prompt takes {config.max_samples} samples: one with an accepted answer takes fewer")
     return {
         "prompts": prompts,
         "finished": finished,
         "spent_usd": spent_usd,
-        "policy_calls": prompts * sum(math.ceil(config.n / policy.max_n) for policy in work.policies),
+        "policy_calls": prompts * sum(math.ceil(n / policy.max_n) for policy in work.policies),
         "judge_calls": sum(calls),
         "judges": len(plans),
     } | found
+
+
+def _judge_calls(config: RunConfig, size: int, plan: JudgePlan) -> int:
+    return size if config.accept is not None else schedule.calls(size, plan.arity, plan.orders)
 
 
 def _on_file(run: Run, opened: Opened, prices: Prices) -> tuple[int, float | None]:

@@ -20,6 +20,8 @@ from rlaif.ranking import schedule
 from rlaif.types import Candidate, Judge, Prompt, Propose, Record, Verdict
 
 Stopping = Callable[[], StopRun | None]
+Enough = Callable[[Sequence[Verdict]], bool]
+_HOPELESS = ("too_long:", "bad_request:")  # asked again, they would be refused again
 
 
 async def run(
@@ -30,6 +32,7 @@ async def run(
     window: int,
     allow_truncated: bool,
     allow_degenerate: bool = False,
+    enough: Enough | None = None,
     save: Callable[[Record], Awaitable[None]] | None = None,
     stopping: Stopping = lambda: None,
     on_stop: Callable[[StopRun], object] = lambda reason: None,
@@ -39,6 +42,9 @@ async def run(
     `stopping` is asked before a prompt or a judgement begins; the reason that it gives ends the run. `on_stop` is told why the
     run ends as soon as it does: calls that wait for their turn can end then. At most `window` records wait for the reader, and
     one more in each place; then the work waits too.
+
+    With `enough`, each candidate is judged by itself, and a prompt gets more and more of them until its verdicts are enough or
+    there are no more.
     """
     waiting = iter(prompts)
     eligible = partial(pairs.eligible, allow_truncated=allow_truncated, allow_degenerate=allow_degenerate)
@@ -53,7 +59,10 @@ async def run(
                 prompt = next(waiting, None)
                 if prompt is None:
                     return
-                record = await _record(prompt, propose, judges, eligible, why_stop)
+                if enough is None:
+                    record = await _record(prompt, propose, judges, eligible, why_stop)
+                else:
+                    record = await _record_until(enough, prompt, propose, judges, eligible, why_stop)
                 if save is not None:
                     await save(record)
                 await finished.put(record)
@@ -104,7 +113,35 @@ async def _record(
     return Record(prompt, tuple(candidates), tuple(verdicts))
 
 
-async def _verdicts(prompt: Prompt, candidates: Sequence[Candidate], judge: Judge, stopping: Stopping) -> list[Verdict]:
+async def _record_until(
+    enough: Enough,
+    prompt: Prompt,
+    propose: Propose,
+    judges: Sequence[Judge],
+    eligible: Callable[[Sequence[Candidate]], list[Candidate]],
+    stopping: Stopping,
+) -> Record:
+    """Candidates are asked for until what was said of them is enough."""
+    candidates: list[Candidate] = []
+    verdicts: list[Verdict] = []
+    while not enough(verdicts):
+        reason = stopping()
+        if reason is not None:
+            raise reason
+        new = await propose(prompt, len(candidates))
+        candidates += degenerate.marked(prompt, new)
+        if not new or all((c.error or "").startswith(_HOPELESS) for c in new):
+            break
+        judged = {c for verdict in verdicts for c in verdict.shown}
+        shown = [c for c in eligible(candidates) if c.id not in judged]
+        for said in await all_of(*(_verdicts(prompt, shown, judge, stopping, alone=True) for judge in judges)) if shown else ():
+            verdicts.extend(said)
+    return Record(prompt, tuple(candidates), tuple(verdicts))
+
+
+async def _verdicts(
+    prompt: Prompt, candidates: Sequence[Candidate], judge: Judge, stopping: Stopping, *, alone: bool = False
+) -> list[Verdict]:
     async def ask(group: Sequence[int]) -> Verdict:
         reason = stopping()
         if reason is not None:
@@ -112,5 +149,5 @@ async def _verdicts(prompt: Prompt, candidates: Sequence[Candidate], judge: Judg
         return await judge(prompt, [candidates[k] for k in group], candidates)
 
     seed = seed_of(prompt.id) if judge.orders else 0
-    first, *others = schedule.groups(len(candidates), judge.arity, judge.orders, seed)
+    first, *others = schedule.groups(len(candidates), 1 if alone else judge.arity, judge.orders, seed)
     return [await ask(first), *(await all_of(*(ask(group) for group in others)) if others else [])]

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import against, degenerate, dryrun, engine, records, results
+from rlaif import accept, against, degenerate, dryrun, engine, records, results
 from rlaif.aio import all_of, iterate
 from rlaif.calls import Tally
 from rlaif.config import RunConfig, make_config
@@ -35,7 +35,7 @@ from rlaif.parts import Opened, Parts, check_settings, compose, spend
 from rlaif.prices import Budget, Prices, SpendRow
 from rlaif.sampling import Given, Sampler
 from rlaif.source import Source
-from rlaif.types import PreferencePair, Prompt, Propose, Record
+from rlaif.types import PreferencePair, Prompt, Propose, Record, Verdict
 
 if TYPE_CHECKING:
     import datasets
@@ -58,11 +58,13 @@ class Progress:
 
 
 def new_run(
-    command: str, source: str | Path | Iterable[Any], judge: JudgeLike | Sequence[JudgeLike], settings: dict[str, Any]
+    command: str, source: str | Path | Iterable[Any], judge: JudgeLike | Sequence[JudgeLike] | None, settings: dict[str, Any]
 ) -> Run:
-    """A run that is described by `settings` of RunConfig, with a judge or several. Raises InputError."""
-    judges: list[Any] = list(judge) if isinstance(judge, (list, tuple)) else [judge]
-    names = [j if isinstance(j, str) else getattr(j, "__name__", None) or getattr(j, "kind", type(j).__name__) for j in judges]
+    """A run that is described by `settings` of RunConfig, with a judge, several, or the command's own. Raises InputError."""
+    judges: list[Any] | None = None if judge is None else list(judge) if isinstance(judge, (list, tuple)) else [judge]
+    names = judges and [
+        j if isinstance(j, str) else getattr(j, "__name__", None) or getattr(j, "kind", type(j).__name__) for j in judges
+    ]
     path = str(source) if isinstance(source, (str, Path)) else None
     given = {"prompts": path or "(Python)", "judge": names, **settings, "out": str(settings["out"]), "command": command}
     policy = given.get("policy")
@@ -126,9 +128,7 @@ class Run:
         The files that the run writes at its end pool the position term over all prompts: their `p_chosen` is the better one.
         """
         for record in self:
-            pair = results.pair_of(record, self.config)
-            if isinstance(pair, PreferencePair):
-                yield pair
+            yield from results.pairs_of(record, self.config)
 
     def wait(self) -> dict[str, Any]:
         """Runs to the end if it has not, and returns the summary. Raises StopRun, also if the run was stopped before."""
@@ -262,6 +262,7 @@ class Run:
                 config.allow_truncated,
                 config.allow_degenerate,
                 degenerate.RULES,
+                *([config.accept, config.max_samples] if config.accept is not None else []),
             ]
         )
         stored = {name: json.dumps(value) for name, value in facts.items()}
@@ -283,8 +284,17 @@ class Run:
         propose: Propose = given
         if config.command != "judge":
             propose = Sampler(
-                parts.policies, n=config.n, temperature=config.temperature, max_tokens=config.max_tokens, seed=config.seed
+                parts.policies,
+                n=config.n,
+                temperature=config.temperature,
+                max_tokens=config.max_tokens,
+                seed=config.seed,
+                most=config.max_samples if config.accept is not None else None,
             )
+        accepting = None if config.accept is None else accept.parse(config.accept)
+        accepted = 0
+        if accepting is not None and config.target is not None:
+            accepted = results.count_accepted(ledger, config)
 
         def prompts() -> Iterator[Prompt]:
             for row in ledger.unfinished(config.limit):
@@ -292,7 +302,12 @@ class Run:
                 self.progress.under_way += 1
                 yield given.put(prompt, candidates) if config.command == "judge" else prompt
 
+        def enough(verdicts: Sequence[Verdict]) -> bool:
+            return accepting is not None and bool(accept.accepted(accepting, verdicts))
+
         async def save(record: Record) -> None:
+            nonlocal accepted
+            accepted += enough(record.verdicts)  # before it is on disk: nothing more is to be sent
             await ledger.save_record(record.ordinal, records.dump(record))
             self.progress.done += 1
             self.progress.under_way -= 1
@@ -304,6 +319,8 @@ class Run:
                     await ledger.note({name: json.dumps(check.report())})
 
         def stopping() -> StopRun | None:
+            if config.target is not None and accepted >= config.target:
+                return StopRun(results.TARGET_REACHED, f"{accepted} answers are accepted")
             return self._interrupted or (None if config.accept_judge else parts.degenerate())
 
         on_file = ledger.finished_now(config.limit) if stored else None
@@ -311,9 +328,11 @@ class Run:
             prompts(),
             propose,
             parts.judges,
-            window=parts.window,
+            # Under a target no prompt waits with a call in hand: what is bought beyond it is what was in flight.
+            window=parts.window if config.target is None else min(parts.window, config.concurrency),
             allow_truncated=config.allow_truncated,
             allow_degenerate=config.allow_degenerate,
+            enough=None if accepting is None else enough,
             save=save,
             stopping=stopping,
             on_stop=on_stop,
@@ -338,7 +357,7 @@ class Run:
                     yield record
                     record = await anext(new, None)
         except StopRun as error:
-            stopped = error
+            stopped = None if error.kind == results.TARGET_REACHED else error
             if error.kind == "config":
                 await ledger.forget_failures("bad_request")
         await self._end(ledger, parts, stopped)
@@ -401,7 +420,11 @@ class Run:
         tally, budget = self.progress.tally, self._budget
         assert budget is not None
         self._maybe_lost = ledger.maybe_lost()
-        summary = results.finish(ledger, self.config, write=stopped is None, spend=spend(budget, parts.clients)) | {
+        unneeded = self.progress.prompts - self.progress.done if stopped is None else 0
+        found = results.finish(
+            ledger, self.config, write=stopped is None, spend=spend(budget, parts.clients), unneeded=unneeded
+        )
+        summary = found | {
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
             "faults": ledger.faults(),
             "maybe_lost": self._maybe_lost,

@@ -1,6 +1,6 @@
-"""Selection: which candidates of a record may be compared, and which become a pair or a best answer. Pure.
+"""Which candidates of a record may be compared, which were, and what a pair or a best answer says of them. Pure.
 
-Every record ends in a pair or in a reason:
+Which pairs are made is for the rules of `selection` to say. Every record ends in a pair or in a reason:
 
     sampling_failed   no candidate has any text, and some failed
     ineligible        fewer than two candidates are left without the empty, the truncated and the degenerate ones
@@ -12,7 +12,7 @@ Every record ends in a pair or in a reason:
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.ranking.bradley_terry import win_probability
@@ -65,30 +65,18 @@ def why_not_judged(candidates: Sequence[Candidate], *, allow_truncated: bool = F
     return "identical" if len(_usable(candidates, allow_truncated, allow_degenerate)) >= 2 else "ineligible"
 
 
-def best_worst(
-    record: Record, ranking: Ranking, *, allow_truncated: bool = False, allow_degenerate: bool = False
-) -> PreferencePair | str:
-    """The strongest candidate against the weakest, or the reason why there is no pair."""
-    if len(ranking.ids) < 2:
-        return why_not_judged(record.candidates, allow_truncated=allow_truncated, allow_degenerate=allow_degenerate)
-    judged = compared(record.verdicts)
-    order = sorted((k for k, c in enumerate(ranking.ids) if c in judged), key=lambda k: (-ranking.strengths[k], k))
-    if len(order) < 2:
-        return "no_verdict"
-    best, worst = order[0], order[-1]
-    p = win_probability(ranking.strengths[best], ranking.strengths[worst])
-    if p < 0.5 + TIE:
-        return "tied"
-    by_id = {c.id: c for c in record.candidates}
+def pair(record: Record, ranking: Ranking, chosen: int, rejected: int, by_id: Mapping[str, Candidate]) -> PreferencePair:
+    """The pair of two places in the ranking. `by_id` are the record's candidates."""
+    one, other = ranking.ids[chosen], ranking.ids[rejected]
     return PreferencePair(
         prompt=record.prompt,
-        chosen=by_id[ranking.ids[best]],
-        rejected=by_id[ranking.ids[worst]],
-        score_chosen=ranking.scores[best],
-        score_rejected=ranking.scores[worst],
-        p_chosen=p,
+        chosen=by_id[one],
+        rejected=by_id[other],
+        score_chosen=ranking.scores[chosen],
+        score_rejected=ranking.scores[rejected],
+        p_chosen=win_probability(ranking.strengths[chosen], ranking.strengths[rejected]),
         judge=judge_name(record),
-        flip=flip(record.verdicts, ranking.ids[best], ranking.ids[worst]),
+        flip=flip(record.verdicts, one, other),
     )
 
 
@@ -96,7 +84,8 @@ def best_worst(
 class Best:
     """The best of n candidates. `p_win` is its mean probability of beating another of the n; a copy of it counts 1/2.
 
-    It is None where there was no other.
+    It is None where there was no other. `margin` is its score less the mean of the others that it was compared with, `longer`
+    counts those of another length than its own, and those of them that are shorter.
     """
 
     record: Record
@@ -104,25 +93,44 @@ class Best:
     score: float
     p_win: float | None
     n: int
+    margin: float | None = None
+    longer: tuple[int, int] = (0, 0)
 
 
-def best_of_n(record: Record, ranking: Ranking, *, allow_truncated: bool = False, allow_degenerate: bool = False) -> Best | str:
+def best_of_n(
+    record: Record,
+    ranking: Ranking,
+    *,
+    accepted: Mapping[str, float] | None = None,
+    allow_truncated: bool = False,
+    allow_degenerate: bool = False,
+) -> Best | str:
     """The strongest candidate, the first one of equals, or the reason why there is none.
 
-    Candidates that all say the same need no verdict: any of them is the best, with p_win 1/2.
+    Candidates that all say the same need no verdict: any of them is the best, with p_win 1/2. With `accepted`,
+    ids with their ratings, the winner is one of these and has its rating as score.
     """
     usable = _usable(record.candidates, allow_truncated, allow_degenerate)
     if not usable:
         return why_not_judged(record.candidates, allow_truncated=allow_truncated, allow_degenerate=allow_degenerate)
     judged = compared(record.verdicts) if len(ranking.ids) >= 2 else set(ranking.ids)
-    if not judged:
+    if accepted is None and not judged:
         return "no_verdict"
-    best = max((k for k, c in enumerate(ranking.ids) if c in judged), key=lambda k: (ranking.strengths[k], -k))
-    by_text = {normalised(c.text): ranking.ids.index(c.id) for c in usable if c.id in judged}
+    if accepted is not None and not accepted:
+        return "not_accepted" if any(v.scores is not None for v in record.verdicts) else "no_verdict"
+    among = judged if accepted is None else accepted
+    best = max((k for k, c in enumerate(ranking.ids) if c in among), key=lambda k: (ranking.strengths[k], -k))
+    by_text = {normalised(c.text): ranking.ids.index(c.id) for c in usable if c.id in judged and ranking.ids[best] in judged}
     others = [by_text.get(normalised(c.text)) for c in usable if c.id != ranking.ids[best]]
     wins = [win_probability(ranking.strengths[best], ranking.strengths[k]) for k in others if k is not None]
     winner = next(c for c in usable if c.id == ranking.ids[best])
-    return Best(record, winner, ranking.scores[best], sum(wins) / len(wins) if wins else None, len(usable))
+    score = ranking.scores[best] if accepted is None else accepted[winner.id]
+    apart = [k for k in by_text.values() if k != best]
+    margin = ranking.scores[best] - sum(ranking.scores[k] for k in apart) / len(apart) if apart else None
+    texts = {c.id: c.text for c in usable}
+    differ = [len(winner.text) - len(texts[ranking.ids[k]]) for k in apart]
+    longer = sum(d != 0 for d in differ), sum(d > 0 for d in differ)
+    return Best(record, winner, score, sum(wins) / len(wins) if wins else None, len(usable), margin, longer)
 
 
 def compared(verdicts: Sequence[Verdict]) -> set[str]:

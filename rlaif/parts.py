@@ -40,6 +40,12 @@ class Opened:
             load_constitution(config.against)
             if not any(plan.constitution for plan in plans):
                 raise InputError("--against compares constitutions, and no judge here reads one")
+        if config.accept is not None:
+            for plan in plans:
+                if plan.arity not in (1, None) or plan.orders:
+                    raise InputError(
+                        "--accept needs a judge that rates each answer by itself: pointwise, reward, rules or a function"
+                    )
         gold = read_gold(config.check_gold) if config.check_gold and config.checks else []
         models = Models(
             concurrency=config.concurrency,

@@ -94,6 +94,7 @@ def show_result(run: jobs.Run, face: Face) -> None:
     lines = [
         f"{path}: {summary['pairs']} {'pairs' if form == 'dpo' else 'answers'} from {summary['prompts']} prompts",
         *(f"  no {'pair' if form == 'dpo' else 'answer'}, {reason}: {count}" for reason, count in summary["dropped"].items()),
+        *selection_lines(summary["selection"]),
         *_failure_lines(summary),
         f"calls: {calls['policy']} policy, {calls['judge']} judge, {calls['reused']} reused from the ledger"
         f"; tokens in this directory: {_known(tokens['prompt'])} prompt, {_known(tokens['completion'])} completion"
@@ -101,7 +102,11 @@ def show_result(run: jobs.Run, face: Face) -> None:
         f"; {summary['wall_s']:.1f} s",
         *_judge_lines(summary),
     ]
-    if form == "sft":
+    if "accept" in summary:
+        found = summary["accept"]
+        of = "" if found["target"] is None else f" of {found['target']:,} wanted"
+        lines.append(f"accepted ({found['rule']}): {found['accepted']:,}{of}, from {found['samples']:,} samples")
+    elif form == "sft":
         best = summary["best_of_n"]
         lines.append(f"best of {best['n']}: at most {best['kl_bound_nats']:.3f} nats from the policy")
     other = "sft" if form == "dpo" else "dpo"
@@ -122,6 +127,37 @@ def show_stopped(run: jobs.Run, face: Face) -> None:
     print_plain(f"{finished}; what was bought is in {run.config.out}{cost}", face.console)
     if lost:
         print_plain(f"{lost} calls in flight were broken off: they may be billed", face.console)
+
+
+def export_lines(path: Path, summary: dict[str, Any]) -> Iterator[str]:
+    """What was written, what was not and why, and what the rule made of the run."""
+    unfinished = summary["dropped"].get("unfinished", 0)
+    yield f"{path}: {summary['rows']:,} rows from {summary['prompts'] - unfinished:,} prompts"
+    if unfinished:
+        yield f"  {unfinished:,} of the run's {summary['prompts']:,} prompts are not finished; run its command again to go on"
+    for reason, count in summary["dropped"].items():
+        if reason != "unfinished":
+            yield f"  nothing, {reason}: {count:,}"
+    yield from selection_lines(summary)
+
+
+def selection_lines(selection: dict[str, Any]) -> Iterator[str]:
+    """What a rule for pairs took and dropped."""
+    if selection.get("mean_margin") is None:
+        return
+    for reason, count in selection.get("limited", {}).items():
+        yield f"  pairs left out, {reason}: {count:,}"
+    longer = {"before": selection["longer_chosen_before"], "after": selection["longer_chosen"]}
+    shown = ", ".join(f"{share:.0%} {when}" for when, share in longer.items() if share is not None)
+    yield (
+        f"{selection['rule']}: mean margin {selection['mean_margin']:.3g}, mean {_p_of(selection)}"
+        + (f", longer chosen {shown} selection" if shown else "")
+    )
+
+
+def _p_of(selection: dict[str, Any]) -> str:
+    name = "p_win" if "mean_p_win" in selection else "p_chosen"
+    return f"{name} {selection['mean_' + name]:.3f}"
 
 
 def _known(count: int | None) -> str:

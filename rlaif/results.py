@@ -7,24 +7,30 @@ all of them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rlaif import pairs, records
-from rlaif.audit import Audit, kl_bound
+from rlaif import accept, pairs, records, selection
+from rlaif.audit import Audit, Choices, kl_bound
 from rlaif.config import RunConfig
 from rlaif.errors import InputError
-from rlaif.export import write_jsonl, write_whole
-from rlaif.export.formats import FORMATS, Format, format_named
+from rlaif.export import files, write_jsonl, write_whole
+from rlaif.export.formats import Format, format_named
 from rlaif.ledger import Ledger
+from rlaif.pairs import Best
 from rlaif.ranking import bradley_terry
 from rlaif.ranking.games import Ranked
+from rlaif.selection import BEST_OF_N, BEST_WORST, Rule
 from rlaif.types import PreferencePair, Prompt, Ranking, Record
+
+TARGET_REACHED = "target_reached"
+"""Why a prompt has no row in a run that was to stop at so many accepted answers."""
 
 Row = tuple[int, str, bytes, bytes]
 """A finished record as the ledger yields it: the prompt's place, id and body, and the record's body."""
@@ -33,51 +39,105 @@ Stored = Callable[[], Iterable[Row]]
 """Reads the finished records from the first one on, in input order; may be called several times."""
 
 
-def rows(directory: Path, form: str, config: RunConfig | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of format `form` from a run directory's ledger, in input order. Raises InputError."""
-    found = format_named(form)
-    return _read_rows(Ledger.read(directory), found, config)
+def rows(directory: Path, form: str, config: RunConfig | None = None, *, select: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of format `form` from a run directory's ledger, in input order, by the rule `select`. Raises InputError."""
+    return _read_rows(Ledger.read(directory), _Export.of(form, select), config)
 
 
-def _read_rows(ledger: Ledger, form: Format, config: RunConfig | None) -> Iterator[dict[str, Any]]:
-    try:
-        with ledger.snapshot():
-            config = config or stored_config(ledger)
-            yield from _rows(partial(ledger.records, config.limit), config, form, Audit())
-    finally:
-        ledger.close()
+def _read_rows(ledger: Ledger, export: _Export, config: RunConfig | None) -> Iterator[dict[str, Any]]:
+    with closing(ledger), ledger.snapshot():
+        config = config or stored_config(ledger)
+        yield from export.by(config).rows(partial(ledger.records, config.limit), config)
 
 
-def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str, Any]) -> dict[str, Any]:
+def export(directory: Path, form: str, out: Path, *, select: str | None = None) -> dict[str, Any]:
+    """Writes what is finished of a run to a file in format `form`, and beside it, in NAME.summary.json, what that came to.
+
+    Returns that summary: every prompt of the run has a row, or a reason in `dropped`, which for a prompt that has no record yet
+    is `unfinished`. Raises InputError.
+    """
+    asked = _Export.of(form, select)
+    with closing(Ledger.read(directory)) as ledger, ledger.snapshot():
+        config = stored_config(ledger)
+        export = asked.by(config)
+        prompts = min(ledger.prompts(), config.limit or ledger.prompts())
+        written = files.write(out, export.rows(partial(ledger.records, config.limit), config), export.form)
+    counts = export.choices
+    dropped = counts.dropped
+    if counts.records < prompts:
+        reached = config.target is not None and counts.made >= config.target
+        dropped[TARGET_REACHED if reached else "unfinished"] += prompts - counts.records
+    summary = {
+        "format": form,
+        "rows": written,
+        "prompts": prompts,
+        "dropped": dict(sorted(dropped.items())),
+        **export.numbers(),
+    }
+    _write_json(_summary_of(out), summary)
+    return summary
+
+
+def _summary_of(file: Path) -> Path:
+    """Where the summary of an exported file stands."""
+    return file.with_name(file.name.removesuffix("".join(file.suffixes[-2:])) + ".summary.json")
+
+
+def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str, Any], unneeded: int = 0) -> dict[str, Any]:
     """The summary of the stored records, but for what only the running process knows. With `write`, the export too.
 
-    `spend` are the keys that the ledger's calls account for: `tokens` and `cost_usd`.
+    `spend` are the keys that the ledger's calls account for: `tokens` and `cost_usd`. `unneeded` prompts have no record as the
+    run's target was reached without them.
     """
-    audit, form = Audit(), format_of(config)
-    found = _rows(partial(ledger.records, config.limit), config, FORMATS[form], audit)
+    audit, export = Audit(), _Export.of(format_of(config), None).by(config)
+    found = export.rows(partial(ledger.records, config.limit), config, audit)
     if write:
-        write_jsonl(ledger.directory / f"{form}.jsonl", found)
+        file = ledger.directory / f"{format_of(config)}.jsonl"
+        write_jsonl(file, found)
+        _summary_of(file).unlink(missing_ok=True)  # of another export to this place: summary.json speaks of this one
     else:
         for _ in found:
             pass
+    choices = export.choices
+    if unneeded:
+        choices.dropped[TARGET_REACHED] += unneeded
     summary: dict[str, Any] = {
-        "prompts": audit.records,
-        "pairs": audit.records - audit.dropped.total(),
-        "dropped": dict(sorted(audit.dropped.items())),
+        "prompts": choices.records + unneeded,
+        "pairs": choices.made,
+        "dropped": dict(sorted(choices.dropped.items())),
         "degenerate": audit.degenerate(),
         **spend,
         **audit.numbers(),
+        "longer_chosen_rate": choices.longer_chosen(),
+        "selection": export.numbers(),
         "failures": audit.failures(),
     }
-    if form == "sft":
+    if config.accept is not None:
+        beyond = choices.dropped[TARGET_REACHED] - unneeded
+        accepted = {"rule": config.accept, "target": config.target, "accepted": choices.made + beyond}
+        summary["accept"] = accepted | {"samples": audit.candidates}
+    elif config.command == "best-of-n":
         n = config.n * len(config.policy)
         summary["best_of_n"] = {"n": n, "kl_bound_nats": round(kl_bound(n), 6)}
     return summary
 
 
+def count_accepted(ledger: Ledger, config: RunConfig) -> int:
+    """How many finished records have an accepted answer."""
+    rule = accept.parse(config.accept or "")
+    with ledger.snapshot():
+        return sum(
+            bool(accept.accepted(rule, records.load(_NO_PROMPT, row[3]).verdicts)) for row in ledger.records(config.limit)
+        )
+
+
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     """Writes summary.json."""
-    write_whole(directory / "summary.json", (json.dumps(summary, ensure_ascii=False, indent=2) + "\n").encode())
+    _write_json(directory / "summary.json", summary)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    write_whole(path, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())
 
 
 def format_of(config: RunConfig) -> str:
@@ -85,11 +145,12 @@ def format_of(config: RunConfig) -> str:
     return "sft" if config.command == "best-of-n" else "dpo"
 
 
-def pair_of(record: Record, config: RunConfig) -> PreferencePair | str:
-    """The pair of one record by itself, its position terms not pooled with others', or the reason for none."""
+def pairs_of(record: Record, config: RunConfig) -> Sequence[PreferencePair]:
+    """The pairs of one record by itself, its position terms not pooled with others'."""
     allowed = _allowed(config)
     (ranking,) = bradley_terry.rank([record], [_eligible(record, allowed)])
-    return pairs.best_worst(record, ranking, **allowed)
+    rule = BEST_WORST if config.select is None else selection.parse(config.select)
+    return selection.select(rule, record, ranking, seed=config.seed, **allowed).pairs
 
 
 def stored_config(ledger: Ledger) -> RunConfig:
@@ -114,22 +175,74 @@ def _rankings(stored: Stored, allowed: Mapping[str, bool]) -> Iterator[tuple[Rec
             yield record, bradley_terry.ranking(_eligible(record, allowed), record.verdicts, strengths)
 
 
-def _rows(stored: Stored, config: RunConfig, form: Format, audit: Audit) -> Iterator[dict[str, Any]]:
-    """The format's rows in input order, each record counted in `audit`."""
-    allowed = _allowed(config)
-    for record, ranking in _rankings(stored, allowed):
-        audit.add(record)
-        pair = pairs.best_worst(record, ranking, **allowed)
-        if isinstance(pair, PreferencePair):
-            audit.add_pair(pair)
-        if form.takes == "ranking":
-            yield from form.rows(record, ranking)
-            continue
-        one = pair if form.takes == "pairs" else pairs.best_of_n(record, ranking, **allowed)
-        if isinstance(one, str):
-            audit.drop(one)
-        else:
-            yield from form.rows([one] if form.takes == "pairs" else one)
+@dataclass(frozen=True)
+class _Export:
+    """A format, the rule that gives it its pairs or answers (None: it takes every record), and what came of it so far."""
+
+    form: Format
+    rule: Rule | None
+    choices: Choices = field(default_factory=Choices)
+
+    @classmethod
+    def of(cls, form: str, select: str | None) -> _Export:
+        """The export that the names stand for. Raises InputError if there is none, or if they do not go together."""
+        found, rule = format_named(form), None if select is None else selection.parse(select)
+        if rule is not None and found.takes != _takes(rule):
+            takes = {
+                "pairs": "a rule for pairs",
+                "best": f"the rule {BEST_OF_N}",
+                "ranking": "every finished prompt, by no rule",
+            }
+            raise InputError(
+                f"the selection rule {select!r} does not go with the format {form!r}, which takes {takes[found.takes]}"
+            )
+        return cls(found, rule)
+
+    def by(self, config: RunConfig) -> _Export:
+        """The same, by the run's own rule where none was named and that one fits."""
+        takes = self.form.takes
+        if self.rule is not None or takes == "ranking":
+            return self
+        own = None if config.select is None else selection.parse(config.select)
+        if own is None or _takes(own) != takes:
+            own = BEST_WORST if takes == "pairs" else selection.parse(BEST_OF_N)
+        return replace(self, rule=own)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the rule took and dropped."""
+        return {} if self.rule is None else self.choices.numbers(self.rule)
+
+    def rows(self, stored: Stored, config: RunConfig, audit: Audit | None = None) -> Iterator[dict[str, Any]]:
+        """The rows in input order; each record is counted in `choices`, and in `audit`."""
+        allowed, form, choices, rule = _allowed(config), self.form, self.choices, self.rule
+        accepting = None if config.accept is None else accept.parse(config.accept)
+        for record, ranking in _rankings(stored, allowed):
+            if audit is not None:
+                audit.add(record)
+            if rule is None:
+                choices.add_row()
+                yield from form.rows(record, ranking)
+                continue
+            chosen = selection.select(
+                BEST_WORST if form.takes == "best" else rule, record, ranking, seed=config.seed, **allowed
+            )
+            if form.takes == "pairs":
+                choices.add(chosen)
+                if chosen.pairs:
+                    yield from form.rows(chosen.pairs)
+                continue
+            accepted = None if accepting is None else accept.accepted(accepting, record.verdicts)
+            best = selection.best(rule, record, ranking, accepted=accepted, **allowed)
+            if isinstance(best, Best) and config.target is not None and choices.made >= config.target:
+                best = TARGET_REACHED
+            choices.add_best(best, chosen.lengths)
+            if isinstance(best, Best):
+                yield from form.rows(best)
+
+
+def _takes(rule: Rule) -> str:
+    """What a rule gives, as formats name what they take."""
+    return "best" if rule.name == BEST_OF_N else "pairs"
 
 
 _NO_PROMPT = Prompt("", ())

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rlaif import data, records
+from rlaif import accept, data, records
 from rlaif.config import RunConfig
 from rlaif.errors import InputError
 from rlaif.keys import digest
@@ -42,7 +42,10 @@ class Source:
 
     def rows(self) -> Iterator[PromptRow]:
         """The same as the ledger keeps them."""
+        needs_reference = self._config.accept is not None and accept.parse(self._config.accept).needs_reference
         for prompt, candidates in self.read():
+            if needs_reference and prompt.reference is None:
+                raise InputError(f"prompt {prompt.ordinal + 1} ({prompt.id!r}) has no `reference` for --accept correct")
             yield PromptRow(prompt.ordinal, prompt.id, records.dump_prompt(prompt, candidates))
 
     def fingerprint(self) -> str | None:

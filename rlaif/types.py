@@ -276,5 +276,5 @@ class Judge(Protocol):
 class Propose(Protocol):
     """Gives the candidates of a prompt: sampled from policies, or read from a file."""
 
-    async def __call__(self, prompt: Prompt) -> list[Candidate]:
-        """All candidates of the prompt in a fixed order, failed ones with their error."""
+    async def __call__(self, prompt: Prompt, have: int = 0) -> list[Candidate]:
+        """Candidates of the prompt after the first `have`, in a fixed order, failed ones with their error; empty if no more."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from rlaif.audit import Audit, kl_bound
+from rlaif.audit import Audit, Choices, kl_bound
+from rlaif.selection import Selection, parse
 from rlaif.types import Candidate, PreferencePair, Prompt, Record, Verdict
 
 PROMPT = Prompt("p", ({"role": "user", "content": "q"},))
-NOTHING = {"flip_rate": None, "no_verdict_rate": None, "first_shown_rate": None, "longer_chosen_rate": None}
+NOTHING = {"flip_rate": None, "no_verdict_rate": None, "first_shown_rate": None}
 
 
 def said(shown: str, winner: str | None, judge: str = "j") -> Verdict:
@@ -69,18 +71,33 @@ def test_counts_add_up_over_records():
     audit.add(Record(PROMPT, (), (said("ab", "a"), said("ba", "b"))))
     audit.add(Record(PROMPT, (), (said("ab", "a"), said("ba", "a"), said("ac", "?"))))
     audit.add(Record(PROMPT, ()))
-    audit.drop("tied")
-    audit.drop("tied")
-    assert audit.records == 3 and audit.dropped == {"tied": 2}
     found = audit.numbers()
     assert (found["flip_rate"], found["no_verdict_rate"], found["first_shown_rate"]) == (0.5, 0.2, 0.75)
 
 
 def test_pairs_of_equal_length_say_nothing_of_length():
-    audit = Audit()
+    choices = Choices()
     for chosen, rejected in (("long", "s"), ("s", "long"), ("longer", "s"), ("same", "size")):
-        audit.add_pair(pair(chosen, rejected))
-    assert audit.numbers()["longer_chosen_rate"] == pytest.approx(2 / 3, abs=1e-6)
+        choices.add(Selection([pair(chosen, rejected)]))
+    assert choices.longer_chosen() == pytest.approx(2 / 3, abs=1e-6)
+
+
+def test_choices_add_up_over_records():
+    choices, rule = Choices(), parse("all-pairs:0.6")
+    assert choices.numbers(rule) == {
+        "rule": "all-pairs:0.6",
+        "pairs": 0,
+        "limited": {},
+        **dict.fromkeys(("mean_margin", "mean_p_chosen", "longer_chosen_before", "longer_chosen")),
+    }
+    choices.add(Selection([pair("long", "s"), replace(pair("s", "long"), p_chosen=0.6, score_chosen=4.0)], lengths=(4, 3)))
+    choices.add(Selection(reason="tied", lengths=(1, 0)))
+    choices.add(Selection(reason="over_cap", limited=["over_cap", "p_too_low"]))
+    assert (choices.records, choices.made, choices.dropped) == (3, 2, {"tied": 1, "over_cap": 1})
+    found = choices.numbers(rule)
+    assert found["limited"] == {"over_cap": 1, "p_too_low": 1}
+    assert (found["mean_margin"], found["mean_p_chosen"]) == (2.5, 0.75)
+    assert (found["longer_chosen_before"], found["longer_chosen"]) == (0.6, 0.5)
 
 
 def test_what_went_wrong_is_counted_by_kind_with_the_first_message_most_frequent_first():

@@ -15,7 +15,20 @@ PACKAGE = Path(rlaif.__file__).parent
 LEVELS = [
     ["types", "errors"],
     [
-        *("keys", "templates", "config", "rows", "data", "records", "degenerate", "ranking", "pairs", "audit", "export"),
+        *(
+            "keys",
+            "templates",
+            "config",
+            "rows",
+            "data",
+            "records",
+            "degenerate",
+            "ranking",
+            "pairs",
+            "selection",
+            "audit",
+            "export",
+        ),
         *("prices", "forecast", "pace"),
     ],
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],

@@ -24,6 +24,7 @@ from rlaif.judges.llm import KINDS, Forms, LlmJudge, mark_for
 from rlaif.ledger import Ledger
 from rlaif.models import Models
 from rlaif.ranking.bradley_terry import rank
+from rlaif.selection import BEST_WORST, select
 from rlaif.templates import data_dir, load_constitution, read_yaml
 from rlaif.types import Candidate, Choice, Prompt, Record, Request, Verdict
 
@@ -79,7 +80,7 @@ def record_of(directory: Path, judge, candidates: Sequence[Candidate], model: st
 
 def chosen(record: Record) -> str:
     ids = [c.id for c in record.candidates]
-    return pairs.best_worst(record, rank([record], [ids])[0]).chosen.id
+    return select(BEST_WORST, record, rank([record], [ids])[0]).pairs[0].chosen.id
 
 
 class Answering:
@@ -162,8 +163,8 @@ def test_a_judge_is_shown_as_many_as_its_arity_says_in_every_order(tmp_path, own
 def test_a_judge_that_names_the_first_shown_flips_and_decides_nothing(tmp_path, model, flip):
     record = record_of(tmp_path, "pairwise", [GOOD, BAD], model)
     assert pairs.flip(record.verdicts, "p/0", "p/1") is flip
-    found = pairs.best_worst(record, rank([record], [["p/0", "p/1"]])[0])
-    assert (found == "tied") is (model != "fake/oracle")
+    found = select(BEST_WORST, record, rank([record], [["p/0", "p/1"]])[0])
+    assert found.reason == (None if model == "fake/oracle" else "tied")
 
 
 # The LLM judge: probabilities where they are to be had

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlaif
-from rlaif import pairs
+from rlaif import pairs, selection
 from rlaif.ranking.bradley_terry import rank
-from rlaif.types import Candidate, PreferencePair, Prompt, Record, Verdict
+from rlaif.types import Candidate, PreferencePair, Prompt, Ranking, Record, Verdict
 
 PROMPT = Prompt("p", ({"role": "user", "content": "q"},))
 
@@ -37,7 +37,17 @@ def rating(place: int, score: float, judge: str = "j") -> Verdict:
     return Verdict(judge, (f"p/{place}",), (score,))
 
 
-def select(found: Record, rule=pairs.best_worst, **allowed: bool):
+def best_worst(record: Record, ranking: Ranking, **allowed: bool) -> PreferencePair | str:
+    """The one pair, or the reason why there is none."""
+    found = selection.select(selection.BEST_WORST, record, ranking, **allowed)
+    if found.reason is not None:
+        assert not found.pairs
+        return found.reason
+    (pair,) = found.pairs
+    return pair
+
+
+def select(found: Record, rule=best_worst, **allowed: bool):
     ids = [c.id for c in pairs.eligible(found.candidates, **allowed)]
     return rule(found, rank([found], [ids])[0], **allowed)
 
@@ -130,7 +140,7 @@ def test_truncated_answers_are_eligible_on_request_only():
     assert select(found, allow_truncated=True).chosen == cut
 
 
-@pytest.mark.parametrize("rule", [pairs.best_worst, pairs.best_of_n])
+@pytest.mark.parametrize("rule", [best_worst, pairs.best_of_n])
 def test_degenerate_answers_are_eligible_on_request_only(rule):
     """A loop that won every comparison is neither chosen nor the best; one that lost them all is not rejected."""
     marked = [Candidate(f"p/{k}", t, degenerate="looping" if k in (0, 3) else None) for k, t in enumerate("wxyz")]

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from rlaif import records, results
 from rlaif.audit import Audit
 from rlaif.config import RunConfig
+from rlaif.export.formats import Format
+from rlaif.selection import parse
 from rlaif.types import Candidate, Prompt, Record, Verdict
+
+
+def pairs_from(stored, config=None, audit=None):
+    """The pairs that become rows, one list a prompt."""
+    found = []
+    export = results._Export(Format("test", "pairs", lambda pairs: found.extend(pairs) or ()), parse("best-worst"))
+    assert list(export.rows(stored, config or CONFIG, audit)) == []
+    return found
+
 
 CONFIG = RunConfig(command="generate", prompts="prompts.jsonl", out="out", policy=["fake/oracle"], judge=["pairwise"])
 
@@ -87,9 +98,9 @@ def test_records_made_before_these_rules_are_marked_when_they_are_read(before):
     assert records.is_marked(new) and not records.is_marked(old)
     assert [c.degenerate for c in records.load(prompt, old).candidates] == ["looping", None, None]
     row, audit = (0, "p", records.dump_prompt(prompt), old), Audit()
-    (pair,) = results._selected(lambda: [row], CONFIG, "dpo", audit)
+    (pair,) = pairs_from(lambda: [row], audit=audit)
     assert (pair.chosen.id, pair.rejected.id, audit.degenerate()) == ("p/1", "p/2", {"looping": 1})
-    (pair,) = results._selected(lambda: [row], CONFIG.model_copy(update={"allow_degenerate": True}), "dpo", Audit())
+    (pair,) = pairs_from(lambda: [row], CONFIG.model_copy(update={"allow_degenerate": True}))
     assert pair.chosen.id == "p/0"
 
 
@@ -147,7 +158,8 @@ def selected(count: int) -> tuple[int, int]:
     """(pairs, most bytes held while selecting them)."""
     tracemalloc.start()
     try:
-        found = sum(1 for _ in results._selected(lambda: rows(count), CONFIG, "dpo", Audit()))
+        export = results._Export.of("dpo", None).by(CONFIG)
+        found = sum(1 for _ in export.rows(lambda: rows(count), CONFIG, Audit()))
         return found, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -162,7 +174,7 @@ def test_many_records_take_the_memory_of_a_chunk():
 
 
 def test_each_record_gets_its_own_strengths_and_every_reading_gives_the_same():
-    first, again = (list(results._selected(lambda: rows(300), CONFIG, "dpo", Audit())) for _ in range(2))
+    first, again = (pairs_from(lambda: rows(300)) for _ in range(2))
     assert first == again and [pair.prompt.ordinal for pair in first] == sorted({pair.prompt.ordinal for pair in first})
     for pair in first:
         k = pair.prompt.ordinal

@@ -13,7 +13,7 @@ A row says nothing of a column `tools` where its prompt has none; every other co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlaif.errors import InputError
@@ -36,7 +36,7 @@ class Format:
     name: str
     takes: Literal["pairs", "best", "ranking"]
     rows: Callable[..., Iterable[Row]]
-    columns: Columns
+    columns: Columns = field(default_factory=dict)
 
 
 _ID: Columns = {"id": "text"}
