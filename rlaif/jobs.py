@@ -25,7 +25,7 @@ from rlaif.calls import Tally
 from rlaif.config import RunConfig, make_config
 from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
-from rlaif.export import write_whole
+from rlaif.export import files, write_whole
 from rlaif.judges import JudgeLike, JudgePlan
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
@@ -142,10 +142,8 @@ class Run:
 
     def to_dataset(self) -> datasets.Dataset:
         """The rows of the run's file (dpo.jsonl or sft.jsonl) as a Dataset, after running to the end."""
-        import datasets
-
         self.wait()
-        return datasets.Dataset.from_list(list(results.rows(self.directory, results.format_of(self.config), self.config)))
+        return files.dataset(results.rows(self.directory, results.format_of(self.config), self.config))
 
     def dry_run(self, probe: int = 0, *, follow: Callable[[Run], object] | None = None) -> dict[str, Any]:
         """What the run would ask for if nothing were on file: counts of calls, and `forecast.forecast`'s figures.

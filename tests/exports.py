@@ -64,15 +64,20 @@ def answers(id: str) -> list[str]:
     return [f"Short, {id}.", f"Long enough to be the best one {id} 好 {ODD}", f"Of middling length {id}."]
 
 
-def judged(out: Path, ids: list[str] | None = None) -> Path:
-    """The directory of a run over these prompts, all of them if none are named."""
+def inputs(ids: list[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of these prompts with their candidates, of all of them if none are named."""
     rows = []
     for id in ids or PROMPTS:
         messages, tools = PROMPTS[id]
         rows.append({"id": id, "prompt": messages, "candidates": answers(id)} | ({"tools": tools} if tools else {}))
         if id == "tools-text":
             rows[-1]["tools"] = json.dumps(tools)
-    rlaif.judge(rows, judge="longest.py:longest", out=out).wait()
+    return rows
+
+
+def judged(out: Path, ids: list[str] | None = None) -> Path:
+    """The directory of a run over these prompts."""
+    rlaif.judge(inputs(ids), judge="longest.py:longest", out=out).wait()
     return out
 
 

@@ -14,6 +14,7 @@ import pytest
 from exports import PROMPTS
 from helpers import read_rows, rlaif
 
+import rlaif as library
 from rlaif.errors import InputError
 from rlaif.export import files, number
 from rlaif.export.formats import FORMATS
@@ -165,6 +166,11 @@ def test_a_column_that_is_not_declared_is_not_lost_silently(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dataset_in_memory_holds_what_the_file_holds(tmp_path):
+    made = library.judge(exports.inputs(), judge="longest.py:longest", out=tmp_path).to_dataset()
+    assert list(made) == [{**row, "tools": row.get("tools")} for row in exports.rows_of(tmp_path, "dpo")]
+
+
 # The command
 
 
@@ -185,8 +191,6 @@ def test_the_command_names_the_first_prompt_that_a_format_cannot_hold(run, tmp_p
 
 
 def test_broken_tools_are_named(tmp_path):
-    import rlaif as library
-
     rows = [{"id": "odd", "prompt": "q", "candidates": ["a", "bb"], "tools": "hammer"}]
     with pytest.raises(InputError, match="'odd': `tools` must be a list of schemas"):
         library.judge(rows, judge="longest.py:longest", out=tmp_path).wait()

@@ -183,7 +183,7 @@ def test_dpo_with_the_words_and_the_template_of_a_real_model(run, loaded, tmp_pa
     torch.manual_seed(14)
     sizes: dict[str, Any] = tiny.SIZES | {"vocab_size": len(reader), "hidden_size": 16, "intermediate_size": 32}
     transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**sizes)).save_pretrained(tmp_path / "model")
-    rows, args = loaded(run, "dpo", ".jsonl.gz"), trl.DPOConfig(**settings(tmp_path))
+    rows, args = loaded(run, "dpo", ".jsonl.gz").select([0, 1, 2]), trl.DPOConfig(**settings(tmp_path))
     trainer = trl.DPOTrainer(str(tmp_path / "model"), args=args, train_dataset=rows, processing_class=reader)
     for row in trainer.train_dataset:
         short, long, _ = exports.answers(row["id"])

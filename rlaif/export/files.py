@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlaif.errors import InputError
 from rlaif.export import write_jsonl
 from rlaif.export.formats import Format, Row
+
+if TYPE_CHECKING:
+    import datasets
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
@@ -25,3 +29,14 @@ def write(path: Path, rows: Iterable[Row], form: Format) -> int:
 
         return write_parquet(path, rows, form.columns)
     return write_jsonl(path, rows)
+
+
+def dataset(rows: Iterable[Row]) -> datasets.Dataset:
+    """The rows as a Dataset, with every key of every message and `tools` where only some rows have them."""
+    import datasets
+
+    listed = list(rows)
+    blank = dict.fromkeys(key for row in listed for key in row)
+    if listed and listed[0].keys() != blank.keys():  # from_list takes the columns of the first row
+        listed[0] = blank | listed[0]
+    return datasets.Dataset.from_list(listed, on_mixed_types="use_json")  # structs of all keys would hold nulls
