@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from rlaif.errors import InputError
 from rlaif.export import write_jsonl
-from rlaif.export.formats import Format, Row
+from rlaif.export.formats import Format
+from rlaif.export.parts import Row
 
 if TYPE_CHECKING:
     import datasets

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from rlaif.errors import InputError
 from rlaif.export import dpo, kto, listwise, raw, reward, sft
+from rlaif.export.parts import Row
 
-Row = dict[str, Any]
 Kind = Literal["text", "number", "count", "flag", "messages", "json", "answers", "candidates", "verdicts"]
 Columns = dict[str, Kind]
 

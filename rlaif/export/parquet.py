@@ -14,7 +14,8 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 from rlaif.export import whole, write_lines
-from rlaif.export.formats import Columns, Row
+from rlaif.export.formats import Columns
+from rlaif.export.parts import Row
 
 _GROUP_ROWS = 10_000
 _GROUP_BYTES = 2**24
