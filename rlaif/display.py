@@ -53,7 +53,10 @@ def _that_fit(blocks: list[list[Text]], room: int) -> list[list[Text]]:
 
 def line(report: Report) -> str:
     """The report as one line."""
-    parts = [f"{report['done']}/{report['prompts']} prompts, calls: {_calls(report)}", f"{total(report['tokens']):,} tokens"]
+    parts = [
+        f"{report['done']}/{report['prompts']} prompts{_accepted(report)}, calls: {_calls(report)}",
+        f"{total(report['tokens']):,} tokens",
+    ]
     if report["calls_per_s"]:
         parts.append(_rate(report["calls_per_s"], "calls/s"))
     if report["cost_usd"] is not None:
@@ -93,7 +96,7 @@ def duration(seconds: float) -> str:
 def _wide_head(report: Report, width: int, ascii_only: bool) -> Iterator[Text]:
     tokens = report["tokens"]
     count = f"{report['done']:,} of {report['prompts']:,}" if report["prompts"] else "reading the prompts"
-    count += f", {report['failed']:,} failed" if report["failed"] else ""
+    count += _accepted(report) + (f", {report['failed']:,} failed" if report["failed"] else "")
     end = f"  {_percent(report)}  {_ahead(report)}"
     bar = _bar(report, max(5, width - 11 - cell_len(count) - len(end)), ascii_only)
     yield Text.assemble(("prompts   ", "dim"), count, " ", bar, end)
@@ -107,6 +110,11 @@ def _wide_head(report: Report, width: int, ascii_only: bool) -> Iterator[Text]:
         f"{'running' if _goes_on(report) else 'ran'} for {_stopwatch(report['wall_s'])}",
         width,
     )
+
+
+def _accepted(report: Report) -> str:
+    accepted, target = report.get("accepted"), report.get("target")
+    return "" if accepted is None else f", {accepted:,}{'' if target is None else f' of {target:,}'} accepted"
 
 
 def _narrow_head(report: Report, width: int, ascii_only: bool) -> Iterator[Text]:

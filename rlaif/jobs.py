@@ -47,12 +47,13 @@ _COLLECT_AFTER = 50_000
 
 @dataclass
 class Progress:
-    """Where a run stands: finished prompts out of all, those begun and not finished, and calls so far."""
+    """Where a run stands: finished prompts out of all, those begun and not finished, those accepted, and calls so far."""
 
     prompts: int = 0
     under_way: int = 0
     done: int = 0
     failed: int = 0
+    accepted: int = 0
     tally: Tally = field(default_factory=Tally)
     started: float = field(default_factory=time.monotonic)
 
@@ -166,7 +167,7 @@ class Run:
         endpoints = models.states() if models is not None else []
         summary, stopped = self.summary, self._stopped
         reason = stopped or self._interrupted or (models.stopped() if models is not None else None)
-        return {
+        found: Snapshot = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "time": time.time(),
@@ -185,6 +186,9 @@ class Run:
             "maybe_lost": self._maybe_lost,
             "endpoints": endpoints,
         }
+        if self.config.accept is not None:
+            found |= {"accepted": progress.accepted, "target": self.config.target}
+        return found
 
     async def _quietly(self) -> AsyncGenerator[Record, None]:
         """Runs to the end without a record."""
@@ -290,9 +294,8 @@ class Run:
                 most=config.max_samples if config.accept is not None else None,
             )
         accepting = None if config.accept is None else accept.parse(config.accept)
-        accepted = 0
-        if accepting is not None and config.target is not None:
-            accepted = results.count_accepted(ledger, config)
+        if accepting is not None:
+            self.progress.accepted = results.count_accepted(ledger, config)
 
         def prompts() -> Iterator[Prompt]:
             for row in ledger.unfinished(config.limit):
@@ -304,8 +307,7 @@ class Run:
             return accepting is not None and bool(accept.accepted(accepting, verdicts))
 
         async def save(record: Record) -> None:
-            nonlocal accepted
-            accepted += enough(record.verdicts)  # before it is on disk: nothing more is to be sent
+            self.progress.accepted += enough(record.verdicts)  # before it is on disk: nothing more is to be sent
             await ledger.save_record(record.ordinal, records.dump(record))
             self.progress.done += 1
             self.progress.under_way -= 1
@@ -317,8 +319,8 @@ class Run:
                     await ledger.note({name: json.dumps(check.report())})
 
         def stopping() -> StopRun | None:
-            if config.target is not None and accepted >= config.target:
-                return StopRun(results.TARGET_REACHED, f"{accepted} answers are accepted")
+            if config.target is not None and self.progress.accepted >= config.target:
+                return StopRun(results.TARGET_REACHED, f"{self.progress.accepted} answers are accepted")
             return self._interrupted or (None if config.accept_judge else parts.degenerate())
 
         on_file = ledger.finished_now(config.limit) if stored else None

@@ -21,7 +21,7 @@ from collections import deque
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
@@ -81,7 +81,7 @@ class Snapshot(TypedDict):
 
     `done` counts every finished prompt, also those that were finished before and those that `failed`; those `under_way` are
     begun and not finished. `cost_usd` is that of the whole directory, None if it is not known. `maybe_lost`: so many calls
-    may have been billed without an answer.
+    may have been billed without an answer. `accepted` and `target`, None for no target, are of rejection sampling.
     """
 
     pid: int
@@ -101,6 +101,8 @@ class Snapshot(TypedDict):
     in_flight: int
     maybe_lost: int
     endpoints: list[EndpointState]
+    accepted: NotRequired[int]
+    target: NotRequired[int | None]
 
 
 class Report(Snapshot):
@@ -140,7 +142,7 @@ class Live:
         """The report of this moment, `at` on a clock that never jumps."""
         point = self._point(snapshot, time.monotonic() if at is None else at)
         self._points.append(point)
-        rate, left = self._prompts_per_s(), snapshot["prompts"] - snapshot["done"]
+        rate, left = self._prompts_per_s(), _left(snapshot)
         held = max((e["held"]["until"] - snapshot["time"] for e in snapshot["endpoints"] if e["held"]), default=0.0)
         eta = None if rate is None else left / rate + max(0.0, held)
         return {
@@ -202,7 +204,7 @@ class Live:
         Prompts under way are paid for in part: a quarter of their number counts as paid for, and nothing is said while it
         would matter much.
         """
-        cost, left = snapshot["cost_usd"], snapshot["prompts"] - snapshot["done"]
+        cost, left = snapshot["cost_usd"], _left(snapshot)
         if cost is None:
             return None
         if self._paid_before is None or now.bought == 0:
@@ -267,6 +269,14 @@ class Standing:
         known: dict[str, Any] = dict(self.report or {})
         own = {"state": self.state, "alive": self.alive, "said": self.said, "prompts": self.prompts, "done": self.done}
         return known | own
+
+
+def _left(snapshot: Snapshot) -> int:
+    """How many prompts are still to come: all, or as many as the target will take at the rate at which answers are accepted."""
+    left, target, accepted = snapshot["prompts"] - snapshot["done"], snapshot.get("target"), snapshot.get("accepted", 0)
+    if target is None or not accepted:
+        return left
+    return min(left, max(0, round((target - accepted) * snapshot["done"] / accepted)))
 
 
 def total(tokens: Tokens) -> int:

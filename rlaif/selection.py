@@ -11,8 +11,8 @@ candidates that verdicts have set against each other and that are not tied, each
     top-k[:K]           each of the K strongest against each of the K weakest (2); nobody is on both sides
     all-pairs[:P]       every pair whose probability is at least P (0.5)
     length-matched[:W]  of the pairs as sure as the surest, within W (0.05) of its probability, the one closest in length
+    max-length-ratio:R  the surest of the pairs whose longer text is at most R times the shorter one
     margin:M            best-worst,margin=M
-    max-length-ratio:R  best-worst,max-length-ratio=R
     best-of-n           for SFT: the strongest answer, as it is
 
 Limits drop what a rule picked: `margin=M`, scores at least M apart; `p=P`, a probability of at least P;
@@ -114,6 +114,11 @@ def _length_matched(pool: Pool, value: float) -> _Picks:
     return [min(as_sure, key=lambda pair: (pool.length_ratio(pair), -pool.p(pair)))] if as_sure else []
 
 
+def _max_length_ratio(pool: Pool, value: float) -> _Picks:
+    alike = [pair for pair in pool.decided() if pool.length_ratio(pair) <= value]
+    return [max(alike, key=pool.p)] if alike else []
+
+
 _RULES: dict[str, Callable[[Pool, float], _Picks]] = {
     "best-worst": _best_worst,
     "best-random": _best_random,
@@ -121,9 +126,17 @@ _RULES: dict[str, Callable[[Pool, float], _Picks]] = {
     "top-k": _top_k,
     "all-pairs": _all_pairs,
     "length-matched": _length_matched,
+    "max-length-ratio": _max_length_ratio,
 }
-_VALUES = {"top-k": (2.0, 1.0, math.inf), "all-pairs": (0.5, 0.5, 1.0), "length-matched": (0.05, 0.0, 0.5)}
-NAMES = (*_RULES, "margin", "max-length-ratio", BEST_OF_N)
+_VALUES: dict[str, tuple[float | None, float, float]] = {
+    "top-k": (2.0, 1.0, math.inf),
+    "all-pairs": (0.5, 0.5, 1.0),
+    "length-matched": (0.05, 0.0, 0.5),
+    "max-length-ratio": (None, *_LIMITS["max-length-ratio"]),
+}
+"""The default of a rule's own value (None: it has to be given), and its bounds."""
+_NOTHING_PICKED = {"all-pairs": "p_too_low", "max-length-ratio": "lengths_too_different"}
+NAMES = (*_RULES, "margin", BEST_OF_N)
 
 
 def parse(text: str) -> Rule:
@@ -133,7 +146,7 @@ def parse(text: str) -> Rule:
     if name not in NAMES:
         raise InputError(f"the selection rule {text!r} is unknown; there are {', '.join(NAMES)}")
     limits: dict[str, float] = {}
-    if name in ("margin", "max-length-ratio"):
+    if name == "margin":
         given, name, sign, value = [head, *given], "best-worst", "", ""
     for part in given:
         limit, _, size = (piece.strip() for piece in part.replace(":", "=").partition("="))
@@ -151,7 +164,7 @@ def parse(text: str) -> Rule:
     own = 0.0
     if name in _VALUES:
         default, *within = _VALUES[name]
-        own = _number(text, name, value, *within, whole=name == "top-k") if sign else default
+        own = _number(text, name, value, *within, whole=name == "top-k") if sign or default is None else default
     cap = limits.pop("cap", None)
     return Rule(name, own, cap=None if cap is None else int(cap), **{k.replace("-", "_"): v for k, v in limits.items()})
 
@@ -197,11 +210,8 @@ def select(rule: Rule, record: Record, ranking: Ranking, *, seed: int = 0, **all
     kept, limited = _limit(rule, pool, sorted(picked, key=pool.p, reverse=True))
     by_id = {c.id: c for c in record.candidates}
     found = [pairs.pair(record, ranking, one, other, by_id) for one, other in kept]
-    reason = None if found else limited[0] if limited else _UNSURE
+    reason = None if found else limited[0] if limited else _NOTHING_PICKED[rule.name]
     return Selection(found, reason, limited, _lengths(pool))
-
-
-_UNSURE = "p_too_low"
 
 
 def _pool(record: Record, ranking: Ranking, seed: int) -> Pool:
@@ -227,7 +237,7 @@ def _limit(rule: Rule, pool: Pool, picked: _Picks) -> tuple[_Picks, list[str]]:
 def _over(rule: Rule, pool: Pool, pair: tuple[int, int]) -> str | None:
     scores = pool.ranking.scores
     if rule.p is not None and pool.p(pair) < rule.p - TIE:
-        return _UNSURE
+        return "p_too_low"
     if rule.margin is not None and scores[pair[0]] - scores[pair[1]] < rule.margin - TIE:
         return "margin_too_small"
     if rule.max_length_ratio is not None and pool.length_ratio(pair) > rule.max_length_ratio:
@@ -246,5 +256,5 @@ def best(
     """The best answer of one record by the rule best-of-n, of those `accepted` if they are given, or the reason for none."""
     found = pairs.best_of_n(record, ranking, accepted=accepted, **allowed)
     if isinstance(found, Best) and rule.p is not None and (found.p_win is None or found.p_win < rule.p - TIE):
-        return _UNSURE
+        return "p_too_low"
     return found

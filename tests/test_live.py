@@ -66,6 +66,14 @@ def test_a_steady_run(tmp_path: Path) -> None:
     assert report["projected_usd"] == pytest.approx(0.1 * 1000)
 
 
+def test_a_target_is_reached_before_the_prompts_are_used_up(tmp_path: Path) -> None:
+    shots = (snapshot(t, done=2 * t, judge=10 * t, cost_usd=0.2 * t, accepted=t // 2, target=60) for t in range(101))
+    report = feed(Live(tmp_path), shots)
+    assert report["eta_s"] == pytest.approx(10 * 4 / 2) and report["projected_usd"] == pytest.approx(20.0 + 40 * 0.1)
+    none_yet = feed(Live(tmp_path), (snapshot(t, done=2 * t, judge=10 * t, accepted=0, target=60) for t in range(101)))
+    assert none_yet["eta_s"] == pytest.approx(800 / 2)
+
+
 def test_nothing_is_said_before_it_is_known(tmp_path: Path) -> None:
     report = feed(Live(tmp_path), (snapshot(t, judge=10 * t, cost_usd=0.1 * t) for t in range(20)))
     assert (report["prompts_per_s"], report["eta_s"], report["projected_usd"]) == (None, None, None)

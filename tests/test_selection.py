@@ -92,12 +92,14 @@ def test_length_matched_takes_the_closest_lengths_among_pairs_as_sure():
     scores = (5.0, 4.9, 0.0, 0.1)  # sure: 0 and 1 over 2 and 3, all at 0.99
     assert picked("length-matched", *scores, texts=texts) == [(1, 2)]
     assert picked("length-matched:0", *scores, texts=texts) == [(0, 2)]
+    assert picked("max-length-ratio:1.2", *scores, texts=texts) == [(0, 3)]
+    assert picked("max-length-ratio:99", *scores, texts=texts) == picked("best-worst", *scores, texts=texts)
     assert picked("length-matched,max-length-ratio=1.01", *scores, texts=texts) == []
 
 
 def test_a_tie_is_never_a_pair_and_every_rule_gives_its_reason():
     for name in PAIR_RULES:
-        rule = parse(f"{name}:1" if name in ("margin", "max-length-ratio") else name)
+        rule = parse(f"{name}:2" if name in ("margin", "max-length-ratio") else name)
         assert select(rule, *rated(1.0, 1.0, 1.0)).reason == "tied"
         silent = Record(PROMPT, (Candidate("p/0", "x"), Candidate("p/1", "y")))
         assert select(rule, silent, Ranking(("p/0", "p/1"), (0.0, 0.0), (0.0, 0.0))).reason == "no_verdict"
@@ -110,7 +112,8 @@ def test_a_tie_is_never_a_pair_and_every_rule_gives_its_reason():
         ("best-worst,p=0.99", "p_too_low", ["p_too_low"]),
         ("all-pairs:0.99", "p_too_low", []),
         ("margin:5", "margin_too_small", ["margin_too_small"]),
-        ("max-length-ratio:1.5", "lengths_too_different", ["lengths_too_different"]),
+        ("best-worst,max-length-ratio=1.5", "lengths_too_different", ["lengths_too_different"]),
+        ("max-length-ratio:1.05", "lengths_too_different", []),
         ("all-pairs,max-length-ratio=1.5,p=0.7", None, ["lengths_too_different", "p_too_low"]),
         ("all-pairs,cap=1", None, ["over_cap", "over_cap"]),
     ],
@@ -122,7 +125,18 @@ def test_a_limit_says_what_it_dropped(rule, reason, limited):
 
 RULES = st.builds(
     lambda name, limits: ",".join([name, *limits]),
-    st.sampled_from(["best-worst", "best-random", "mu-2sigma", "top-k:3", "all-pairs:0.6", "length-matched:0.2", "margin:0.1"]),
+    st.sampled_from(
+        [
+            "best-worst",
+            "best-random",
+            "mu-2sigma",
+            "top-k:3",
+            "all-pairs:0.6",
+            "length-matched:0.2",
+            "margin:0.1",
+            "max-length-ratio:3",
+        ]
+    ),
     st.lists(st.sampled_from(["p=0.55", "max-length-ratio=2", "cap=2"]), unique=True, max_size=3),
 )
 SCORES = st.lists(st.floats(-4, 4), min_size=2, max_size=8)
@@ -146,7 +160,7 @@ def test_whatever_the_rule_the_stronger_one_is_chosen_and_every_limit_holds(text
     assert sure == sorted(sure, reverse=True)
     # the same whatever order the candidates came in
     order = data.draw(st.permutations(range(len(scores))))
-    if rule.name not in ("best-random", "length-matched") and len(set(scores)) == len(scores):
+    if rule.name not in ("best-random", "length-matched", "max-length-ratio") and len(set(scores)) == len(scores):
         turned = Ranking(*(tuple(row[k] for k in order) for row in (ranking.ids, ranking.strengths, ranking.scores)))
         again = select(rule, Record(PROMPT, tuple(record.candidates[k] for k in order), record.verdicts), turned)
         assert {p.chosen.id for p in again.pairs} == {p.chosen.id for p in found.pairs} or rule.cap
@@ -158,7 +172,8 @@ def test_whatever_the_rule_the_stronger_one_is_chosen_and_every_limit_holds(text
         ("best-worst", "best-worst"),
         (" top-k : 3 , cap = 2 ", "top-k:3,cap=2"),
         ("margin=0.5", "best-worst,margin=0.5"),
-        ("max-length-ratio:2,p=0.7", "best-worst,p=0.7,max-length-ratio=2"),
+        ("max-length-ratio:2,p=0.7", "max-length-ratio:2,p=0.7"),
+        ("margin:2,max-length-ratio=2", "best-worst,margin=2,max-length-ratio=2"),
         ("all-pairs", "all-pairs:0.5"),
         ("all-pairs:0.75,cap=10", "all-pairs:0.75,cap=10"),
         ("length-matched", "length-matched:0.05"),
@@ -175,6 +190,7 @@ def test_a_rule_reads_back_as_it_is_shown(text, shown):
         ("", "unknown; there are best-worst"),
         ("best", "'best' is unknown"),
         ("margin", "margin must be a number at least 0, got ''"),
+        ("max-length-ratio", "max-length-ratio must be a number at least 1, got ''"),
         ("margin:-1", "margin must be a number at least 0, got '-1'"),
         ("margin:nan", "got 'nan'"),
         ("all-pairs:0.4", "all-pairs must be a number from 0.5 to 1, got '0.4'"),
