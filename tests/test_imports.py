@@ -15,20 +15,8 @@ PACKAGE = Path(rlaif.__file__).parent
 LEVELS = [
     ["types", "errors"],
     [
-        *(
-            "keys",
-            "templates",
-            "config",
-            "rows",
-            "data",
-            "records",
-            "degenerate",
-            "ranking",
-            "pairs",
-            "selection",
-            "audit",
-            "export",
-        ),
+        *("keys", "templates", "config", "rows", "data", "records", "degenerate", "ranking", "pairs"),
+        *("selection", "accept", "audit", "export"),
         *("prices", "forecast", "pace"),
     ],
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
