@@ -80,7 +80,8 @@ def export(directory: Path, form: str, out: Path, *, select: str | None = None) 
 
 def _summary_of(file: Path) -> Path:
     """Where the summary of an exported file stands."""
-    return file.with_name(file.name.removesuffix("".join(file.suffixes[-2:])) + ".summary.json")
+    ending = next((suffix for suffix in files.SUFFIXES if file.name.endswith(suffix)), "")
+    return file.with_name(file.name.removesuffix(ending) + ".summary.json")
 
 
 def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str, Any], unneeded: int = 0) -> dict[str, Any]:
