@@ -100,7 +100,16 @@ _JUDGING = {
         float, "--judge-timeout", metavar="S", help="Seconds for one call of a judge that is a function. [default: 300]"
     ),
 }
-_RUNNING = {
+_READING = {
+    "prompt_field": _option(
+        str,
+        metavar="NAME",
+        help="The column that holds the prompt; A+B joins two, a.b is b in a. [default: prompt, or a chat log]",
+    ),
+    "reference_field": _option(str, metavar="NAME", help="The column that holds the reference answer. [default: reference]"),
+    "id_field": _option(str, metavar="NAME", help="The column that holds the id. [default: id]"),
+}
+_RUNNING = _READING | {
     "limit": _option(int, metavar="N", help="Use the first N rows only; with --dedupe, of those that stay."),
     "dedupe": _option(
         bool, "--dedupe", help="Leave out rows that only repeat an earlier one: the same messages (judge: and candidates)."
@@ -174,7 +183,10 @@ def _add(command: str, doc: str, argument: tuple[Any, Any], settings: dict[str, 
 _PROMPTS = (
     Annotated[
         str | None,
-        typer.Argument(metavar="PROMPTS", help=".jsonl, .json, .csv, .parquet, .txt (or gzip of these) or a dataset."),
+        typer.Argument(
+            metavar="PROMPTS",
+            help=".jsonl, .json, .csv, .tsv, .parquet, .txt (or .gz, .zst of these), a folder of one kind, or a dataset.",
+        ),
     ],
     None,
 )
@@ -182,7 +194,9 @@ _CANDIDATES = (
     Annotated[
         str | None,
         typer.Argument(
-            metavar="CANDIDATES", help='Rows of {"prompt", "candidates": [...]} in a .jsonl, .json or .parquet file (or gzip).'
+            metavar="CANDIDATES",
+            help='Rows of {"prompt", "candidates": [...]}, or preference data (chosen and rejected, UltraFeedback, Nectar, HH)'
+            " to be judged again, in any kind of file that PROMPTS may be.",
         ),
     ],
     None,
@@ -203,11 +217,20 @@ _add("best-of-n", "Sample answers to prompts and write the best to DIR/sft.jsonl
 _AGAINST = {
     "against": _option(str, metavar="NAME", help="Another constitution: also write where the two differ, to DIR/against.jsonl.")
 }
+_JUDGED = {
+    "candidates_field": _option(str, metavar="NAME", help="The column that holds the list of answers. [default: candidates]"),
+    "response_field": _option(list[str], metavar="NAME", help="A column that holds one answer; repeat for each of them."),
+    "compare_labels": _option(
+        bool,
+        "--compare-labels",
+        help="Say how far the judge agrees with the labels in the file, and where not in DIR/disagreements.jsonl.",
+    ),
+}
 _add(
     "judge",
     "Judge answers that already exist, and write DIR/dpo.jsonl.",
     _CANDIDATES,
-    _ALLOWING | _JUDGING | _AGAINST | _RUNNING,
+    _ALLOWING | _JUDGING | _AGAINST | _JUDGED | _RUNNING,
 )
 
 

@@ -75,6 +75,12 @@ class RunConfig(BaseModel):
     limit: int | None = Field(default=None, ge=1)
     dedupe: bool = False
     replace: bool = False
+    prompt_field: str | None = None
+    reference_field: str | None = None
+    id_field: str | None = None
+    candidates_field: str | None = None
+    response_field: Names = []
+    compare_labels: bool = False
     allow_truncated: bool = False
     allow_degenerate: bool = False
     select: str | None = None
@@ -125,17 +131,8 @@ def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:
         if first["type"] == "extra_forbidden":
             raise InputError(f"there is no setting `{name}`; there are {', '.join(RunConfig.model_fields)}") from None
         raise InputError(f"{name.replace('_', '-')} = {first['input']!r}: {first['msg']}") from None
-    if config.select is not None:
-        best_of_n = selection.parse(config.select).name == selection.BEST_OF_N
-        if best_of_n != (config.command == "best-of-n"):
-            raise InputError(
-                f"the selection rule {config.select!r} "
-                + (
-                    "gives no pairs: use rlaif best-of-n"
-                    if best_of_n
-                    else "gives pairs, and best-of-n takes answers: use export"
-                )
-            )
+    _check_columns(config)
+    _check_selection(config)
     if config.command != "judge" and not config.policy:
         raise InputError("no policy model: give --policy, for example --policy smollm2")
     if config.accept is not None or config.target is not None:
@@ -157,3 +154,23 @@ def _check_accept(config: RunConfig) -> None:
         )
     if config.temperature == 0.0 and config.n * len(config.policy) < config.max_samples:
         raise InputError("at temperature 0 a second sample is the first one again: raise --temperature")
+
+
+def _check_columns(config: RunConfig) -> None:
+    """Raises InputError if what is said of the input's columns cannot be."""
+    if config.command != "judge" and config.compare_labels:
+        raise InputError("--compare-labels goes with `rlaif judge`: prompts have no labels")
+    if config.candidates_field is not None and config.response_field:
+        raise InputError("--candidates-field and --response-field both say where the answers are: give one of them")
+    if len(config.response_field) == 1:
+        raise InputError("--response-field: one answer leaves nothing to compare; name two columns or more")
+
+
+def _check_selection(config: RunConfig) -> None:
+    """Raises InputError if the command gives nothing that the selection rule could pick from."""
+    if config.select is None:
+        return
+    best_of_n = selection.parse(config.select).name == selection.BEST_OF_N
+    if best_of_n != (config.command == "best-of-n"):
+        instead = "gives no pairs: use rlaif best-of-n" if best_of_n else "gives pairs, and best-of-n takes answers: use export"
+        raise InputError(f"the selection rule {config.select!r} {instead}")

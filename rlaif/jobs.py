@@ -256,7 +256,7 @@ class Run:
                 "the earlier process ended with %d calls in flight: at most so many may be billed and lost", ledger.died_with
             )
         fingerprint = await asyncio.to_thread(self._source.fingerprint)
-        same = fingerprint is not None and fingerprint == ledger.meta("source")
+        same = fingerprint == ledger.meta("source") and self._source.read_before(fingerprint, ledger.meta("reading"))
         plan = digest(
             [
                 [judge.digest for judge in parts.judges],
@@ -275,6 +275,8 @@ class Run:
             changed=partial(self._source.changed, earlier=ledger.meta("config")),
             forget_failures=config.retry_failed,
         )
+        if not same:
+            await ledger.note({"reading": self._source.reading(fingerprint)})
         self._maybe_lost = ledger.maybe_lost()
         progress.prompts = ledger.prompts() if config.limit is None else min(config.limit, ledger.prompts())
         progress.done, progress.tally.reused = ledger.finished(config.limit)
@@ -426,6 +428,7 @@ class Run:
         )
         summary = found | {
             "calls": {"policy": tally.policy, "judge": tally.judge, "reused": tally.reused},
+            "left_out": dict(sorted(self._source.left_out.items())),
             "faults": ledger.faults(),
             "maybe_lost": self._maybe_lost,
             "odd": self._models.oddities() if self._models is not None else {},

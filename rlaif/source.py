@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,67 @@ from rlaif.ledger import PromptRow
 from rlaif.types import Candidate, Prompt
 
 _SHOWN = 120
-_VERSION = 2
+_VERSION = 3
+_COLUMNS = {
+    "prompt_field": "prompt",
+    "reference_field": "reference",
+    "id_field": "id",
+    "candidates_field": "candidates",
+    "response_field": "responses",
+}
 
 
 class Source:
-    """The prompts of a run: those that `config` names, or Python values given instead."""
+    """The prompts of a run: those that `config` names, or Python values given instead.
+
+    Once they are read, `left_out` counts the rows that became no prompt, by reason, and `labelled` the prompts with
+    candidates that the input itself prefers to others.
+    """
 
     def __init__(self, config: RunConfig, given: str | Path | Iterable[Any] | None = None) -> None:
         self._config = config
+        self.left_out, self.labelled = Counter[str](), 0
         self._from: str | list[Any] = config.prompts if given is None or isinstance(given, (str, Path)) else list(given)
 
     def read(self) -> Iterator[tuple[Prompt, Sequence[Candidate]]]:
         """Each prompt with its candidates (none where they are to be sampled), in order. Raises InputError."""
         config = self._config
+        self.left_out, self.labelled = Counter[str](), 0
+        named = {name: getattr(config, setting) for setting, name in _COLUMNS.items()}
         how: dict[str, Any] = {name: getattr(config, name) for name in ("system", "limit", "dedupe", "replace")}
-        if config.command == "judge":
-            return data.read_candidates(self._from, **how)
-        return ((prompt, ()) for prompt in data.read_prompts(self._from, **how))
+        how |= {"columns": data.Columns(**named | {"responses": tuple(named["responses"])}), "left_out": self.left_out}
+        if config.command != "judge":
+            return ((prompt, ()) for prompt in data.read_prompts(self._from, **how))
+        return self._labels_counted(data.read_candidates(self._from, **how))
+
+    def _labels_counted(
+        self, found: Iterable[tuple[Prompt, Sequence[Candidate]]]
+    ) -> Iterator[tuple[Prompt, Sequence[Candidate]]]:
+        for prompt, candidates in found:
+            self.labelled += len({c.score for c in candidates if c.score is not None}) > 1
+            yield prompt, candidates
+        self.check_labels(self.labelled)
+
+    def check_labels(self, labelled: int) -> None:
+        """Raises InputError if labels are to be compared and no prompt has any."""
+        if self._config.compare_labels and not labelled:
+            raise InputError(
+                f"--compare-labels: no row of {self._config.prompts!r} prefers one of its answers: labels are `chosen` and"
+                " `rejected`, `gold`, ranks, ratings, or candidates with a `score`"
+            )
+
+    def reading(self, fingerprint: str | None) -> str:
+        """What was found in reading, to be kept with the ledger: `read_before` knows it by the fingerprint."""
+        return json.dumps({"source": fingerprint, "left_out": self.left_out, "labelled": self.labelled})
+
+    def read_before(self, fingerprint: str | None, reading: str | None) -> bool:
+        """Whether `reading` is of this very source: then it need not be read again. Raises InputError as reading would."""
+        known = json.loads(reading) if reading and fingerprint else {}
+        if not known or known["source"] != fingerprint:
+            return False
+        self.left_out, self.labelled = Counter(known["left_out"]), known["labelled"]
+        self.check_labels(self.labelled)
+        return True
 
     def rows(self) -> Iterator[PromptRow]:
         """The same as the ledger keeps them."""
@@ -59,7 +104,7 @@ class Source:
         except OSError:
             return None
         config = self._config
-        how = config.system, config.limit, config.dedupe, config.replace
+        how = config.system, config.limit, config.dedupe, config.replace, *(getattr(config, name) for name in _COLUMNS)
         return digest([_VERSION, content, path.suffixes, config.command == "judge", *how])
 
     def changed(self, before: PromptRow | None, now: PromptRow | None, *, earlier: str | None = None) -> None:
@@ -76,7 +121,7 @@ class Source:
                 )
             return
         marks = _marks(before), _marks(now)
-        if marks[0] == marks[1]:
+        if marks[0] == marks[1] or marks[0] == _marks(now, labels=False):  # labels that an earlier version did not read
             return
         raise InputError(
             f"prompt {before.ordinal + 1} ({before.id!r}) has changed since the earlier run in {self._config.out!r}:"
@@ -87,18 +132,20 @@ class Source:
     def _read_otherwise(self, earlier: str | None) -> str:
         """In words, how the reading differs from the earlier run's: that may be the whole reason."""
         was = yaml.safe_load(earlier or "") or {}
-        differs = {
-            name: bool(was.get(name)) for name in ("dedupe", "replace") if was.get(name, False) != getattr(self._config, name)
-        }
-        return "".join(
-            f" (the earlier run was made {'with' if given else 'without'} --{name})" for name, given in differs.items()
-        )
+        said = []
+        for name in ("dedupe", "replace", *_COLUMNS):
+            before, now = was.get(name) or None, getattr(self._config, name) or None
+            if before != now:
+                option = f"--{name.replace('_', '-')}"
+                value = " " + " ".join([before] if isinstance(before, str) else before) if name in _COLUMNS and before else ""
+                said.append(f" (the earlier run was made {'with' if before else 'without'} {option}{value})")
+        return "".join(said)
 
 
-def _marks(row: PromptRow) -> dict[str, Any]:
+def _marks(row: PromptRow, *, labels: bool = True) -> dict[str, Any]:
     """What may not change of a row, part by part: the beginning of the text as it is, the rest as digests."""
     prompt, candidates = records.load_prompt(row.ordinal, row.id, row.body)
-    given = [[c.text, c.model, c.score] for c in candidates]
+    given = [[c.text, c.model, c.score if labels else None] for c in candidates]
     parts = {"messages": list(prompt.messages), "reference": prompt.reference, "candidates": given}
     return {"id": row.id, "text": prompt.text[:_SHOWN]} | {name: digest(part, 8) for name, part in parts.items()}
 

@@ -327,7 +327,7 @@ def test_the_system_message_goes_where_there_is_none() -> None:
         (["Why?", {"prompt": None}], "item 2"),
         ([{"prompt": "a\ud800"}], "surrogate"),
         ([[*user("Why?"), {"role": "assistant", "content": "So."}]], "assistant"),
-        ([{"prompt": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}], "content"),
+        ([{"prompt": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}], "image_url"),
     ],
 )
 def test_wrong_python_values_are_named(rows: list[Any], why: str) -> None:
