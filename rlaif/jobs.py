@@ -12,20 +12,20 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import accept, against, degenerate, dryrun, engine, records, results
+from rlaif import accept, against, degenerate, dryrun, engine, labels, records, results
 from rlaif.aio import all_of, iterate
 from rlaif.calls import Tally
 from rlaif.config import RunConfig, make_config
 from rlaif.doctor import check_log
 from rlaif.errors import InputError, StopRun
-from rlaif.export import files, write_whole
+from rlaif.export import files, write_jsonl, write_whole
 from rlaif.judges import JudgeLike, JudgePlan
 from rlaif.keys import digest
 from rlaif.ledger import Ledger
@@ -63,6 +63,8 @@ def new_run(
 ) -> Run:
     """A run that is described by `settings` of RunConfig, with a judge, several, or the command's own. Raises InputError."""
     judges: list[Any] | None = None if judge is None else list(judge) if isinstance(judge, (list, tuple)) else [judge]
+    if isinstance(source, Mapping):
+        raise InputError(f"the input must be rows, got a mapping of {', '.join(map(str, source))}: give one of them")
     names = judges and [
         j if isinstance(j, str) else getattr(j, "__name__", None) or getattr(j, "kind", type(j).__name__) for j in judges
     ]
@@ -372,6 +374,8 @@ class Run:
                 stopped = parts.degenerate()
             await ledger.note({name: json.dumps(check.report()) for name, check in parts.checks.items()})
             summary = self._finish(ledger, parts, stopped)
+            if stopped is None and config.compare_labels:
+                self._compare_labels(summary)
             if stopped is None and config.against is not None:
                 stopped = await self._judge_against(config.against, parts, summary)
         except OSError as error:
@@ -379,6 +383,14 @@ class Run:
         self._stopped, self.summary = stopped, summary
         if stopped is not None:
             raise stopped
+
+    def _compare_labels(self, summary: dict[str, Any]) -> None:
+        """Adds to the summary how far the judge agrees with the labels in the input, and writes down where it does not."""
+        agreement, ranked = labels.Agreement(), results.ranked(self.directory, self.config)
+        disagreements = (row for record, ranking in ranked for row in agreement.add(record, ranking))
+        write_jsonl(self.directory / "disagreements.jsonl", disagreements)
+        summary["labels"] = agreement.numbers()
+        results.write_summary(self.directory, summary)
 
     async def _judge_against(self, constitution: str, parts: Parts, summary: dict[str, Any]) -> StopRun | None:
         """Judges the same candidates by the other constitution, in DIR/against, and adds to the summary where the two differ.
@@ -392,8 +404,13 @@ class Run:
         stopped: StopRun | None = None
         self._beside = []  # it counts what its directory holds by itself
         try:
-            settings = {"out": str(self._against_directory), "constitution": constitution, "against": None, **budget.left()}
-            self._other = Run(config.model_copy(update=settings), source=self._given, judges=self._judges)
+            settings = {
+                "out": str(self._against_directory),
+                "constitution": constitution,
+                "against": None,
+                "compare_labels": False,
+            }
+            self._other = Run(config.model_copy(update=settings | budget.left()), source=self._given, judges=self._judges)
             if self._interrupted is not None:
                 raise self._interrupted
             async with aclosing(self._other._execute(stored=False)) as work:

@@ -94,6 +94,7 @@ def show_result(run: jobs.Run, face: Face) -> None:
     lines = [
         f"{path}: {summary['pairs']} {'pairs' if form == 'dpo' else 'answers'} from {summary['prompts']} prompts",
         *(f"  no {'pair' if form == 'dpo' else 'answer'}, {reason}: {count}" for reason, count in summary["dropped"].items()),
+        *(f"  left out of the input, {reason}: {count}" for reason, count in summary["left_out"].items()),
         *selection_lines(summary["selection"]),
         *_failure_lines(summary),
         f"calls: {calls['policy']} policy, {calls['judge']} judge, {calls['reused']} reused from the ledger"
@@ -194,6 +195,7 @@ def _judge_lines(summary: dict[str, Any]) -> Iterator[str]:
     yield from _check_lines(summary.get("checks"))
     for name, found in summary.get("principles", {}).items():
         yield f"  {name}: decided {found['decided']}, tied {found['tied']}, flipped {found['flipped']}"
+    yield from _label_lines(summary.get("labels"))
     if against := summary.get("against"):
         one, other = against["constitutions"]
         yield (
@@ -201,6 +203,30 @@ def _judge_lines(summary: dict[str, Any]) -> Iterator[str]:
             f" and differ in {against['different']}; the best answer differs for {against['best_differs']} of"
             f" {against['prompts']} prompts (against.jsonl shows where)"
         )
+
+
+def _label_lines(labels: dict[str, Any] | None) -> Iterator[str]:
+    """How far the judge agrees with the labels that the candidates came with."""
+    if labels is None:
+        return
+    others = {"undecided": "undecided", "no verdict": "no_verdict", "not judged": "not_judged"}
+    rest = "".join(f", {words} {labels[kind]}" for words, kind in others.items() if labels[kind])
+    yield (
+        f"labels: of {labels['pairs']} labelled pairs from {labels['prompts']} prompts the judge agrees with {labels['agree']}"
+        f" and disagrees with {labels['disagree']}{rest} (disagreements.jsonl shows where)"
+    )
+    if labels["agreement"] is not None:
+        low, high = labels["interval"]
+        yield f"  agreement {labels['agreement']:.1%} (95 % interval over prompts: {low:.1%} to {high:.1%})"
+    sure, longer = labels["sure"], labels["longer"]
+    if sure["agreement"] is not None:
+        low, high = sure["interval"]
+        yield (
+            f"  where the judge is sure (p at least {sure['p_at_least']}; {sure['pairs']} pairs): {sure['agreement']:.1%}"
+            f" ({low:.1%} to {high:.1%})"
+        )
+    if longer["pairs"]:
+        yield f"  the longer answer is preferred in {longer['labels']:.0%} by the labels, in {longer['judge']:.0%} by the judge"
 
 
 def _check_lines(checks: dict[str, Any] | None) -> Iterator[str]:

@@ -18,7 +18,7 @@ from rlaif.types import Message
 CHATS = ("messages", "conversations", "conversation")
 ANSWERED = "answered"
 _PROMPT = ("prompt",)
-_COMMON = ("question", "instruction", "query", "problem", "input", "text", "user", "turns")
+_COMMON = ("question", "instruction", "query", "problem", "input", "text", "user")
 
 Asked = tuple[tuple[Message, ...], tuple[str, ...]]
 """(the messages, the columns they were read from)"""
@@ -51,6 +51,8 @@ def prompt_of(where: str, row: Mapping[str, Any], columns: Columns, notes: Count
     if notes is not None and "chosen" in row and "rejected" in row:
         return _of_pair(where, row), ()
     common = next((name for name in _COMMON if name in row), "NAME")
+    if common == "instruction" and isinstance(row.get("input"), str):
+        common = "instruction+input"
     raise InputError(
         f"{where}: there is no `prompt` in this row; there are {names(row)}: say which column it is, as --prompt-field {common}"
     )

@@ -80,7 +80,7 @@ def _file_rows(name: str, path: Path, lossy: bool, empty: Empty) -> Iterator[Row
             f"{name!r}: cannot tell its kind; the name should end in {', '.join(_KINDS)}, or these with {' or '.join(PACKED)}"
         )
     try:
-        with opened(path) as file:
+        with opened(path, is_whole=kind == ".json") as file:
             if kind in _LINED:
                 yield from _LINED[kind](str(path), file, lossy)
             else:

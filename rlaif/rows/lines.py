@@ -17,14 +17,22 @@ Row = tuple[str, Mapping[str, Any]]
 """(where it stands, its columns)"""
 
 
-def raw_lines(name: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of each line. Raises InputError at one that is longer than MAX_LINE_BYTES."""
-    number = 0
+def raw_lines(name: str, file: BinaryIO, *, blank: bool = False) -> Iterator[tuple[int, bytes]]:
+    """(number, bytes) of each line, `blank` ones on request. Raises InputError where MAX_LINE_BYTES hold no end or nothing."""
+    number = nothing = 0
     while line := file.readline(MAX_LINE_BYTES + 1):
         number += 1
         if len(line) > MAX_LINE_BYTES:
             raise InputError(f"{name}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MB")
-        yield number, line
+        if not line.isspace():
+            nothing = 0
+            yield number, line
+            continue
+        nothing += len(line)
+        if nothing > MAX_LINE_BYTES:
+            raise InputError(f"{name}:{number}: there were nothing but blank lines for {MAX_LINE_BYTES >> 20} MB")
+        if blank:
+            yield number, line
 
 
 def decode(name: str, raw: bytes, lossy: bool, first: int = 1) -> str:
@@ -49,8 +57,6 @@ def _text(name: str, number: int, raw: bytes, lossy: bool) -> str:
 def jsonl_rows(name: str, file: BinaryIO, lossy: bool) -> Iterator[Row]:
     """The object of each line that is not blank."""
     for number, raw in raw_lines(name, file):
-        if raw.isspace():
-            continue
         where = f"{name}:{number}"
         row = quick_json(raw)
         if row is None:
@@ -79,7 +85,7 @@ def json_rows(name: str, file: BinaryIO, lossy: bool) -> Iterator[Row]:
 def txt_rows(name: str, file: BinaryIO, lossy: bool) -> Iterator[Row]:
     """Each line that is not blank is a prompt."""
     for number, raw in raw_lines(name, file):
-        text = "" if raw.isspace() else _text(name, number, raw, lossy).strip()
+        text = _text(name, number, raw, lossy).strip()
         if text:
             yield f"{name}:{number}", {"prompt": text}
 

@@ -17,6 +17,7 @@ from rlaif.rows.mend import MENDABLE
 from rlaif.rows.unpack import seekable
 
 _BATCH = 1024
+_NOTHING = (b"\n", b"\r\n")
 _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 Empty = Mapping[str, str | None]
@@ -24,15 +25,21 @@ Empty = Mapping[str, str | None]
 
 
 class _Lines:
-    """A file's lines as texts. `held` counts the bytes of the row that is being put together; its reader sets it back."""
+    """A file's lines as texts, but for empty ones between rows, which are `skipped`.
+
+    `held` counts the bytes of the row that is being put together; its reader sets it back.
+    """
 
     def __init__(self, name: str, file: BinaryIO, lossy: bool) -> None:
-        self.held, self._first = 0, 1
+        self.held, self.skipped, self._first = 0, 0, 1
         self._name, self._file, self._lossy = name, file, lossy
 
     def __iter__(self) -> Iterator[str]:
-        for number, raw in raw_lines(self._name, self._file):
+        for number, raw in raw_lines(self._name, self._file, blank=True):
             if not self.held:
+                if raw in _NOTHING:
+                    self.skipped += 1
+                    continue
                 self._first = number
             self.held += len(raw)
             if self.held > MAX_LINE_BYTES:
@@ -55,19 +62,19 @@ def csv_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty, *, delimiter:
     try:
         header = next((cells for cells in reader if cells), [])
         if twice := [column for place, column in enumerate(header) if column in header[:place]]:
-            raise InputError(f"{name}:{reader.line_num}: the column {twice[0]!r} stands twice in the header")
+            raise InputError(f"{name}: the column {twice[0]!r} stands twice in the header")
         kept = {column: empty[column] for column in header if column in empty}
         lines.held = 0
         for cells in reader:
             lines.held = 0
             if not cells:
                 continue
-            where = f"{name}:{reader.line_num}"
+            where = f"{name}:{reader.line_num + lines.skipped}"
             if len(cells) != len(header):
                 raise InputError(f"{where}: the row does not have as many fields as the header")
             yield where, kept | {column: cell for column, cell in zip(header, cells, strict=True) if cell}
     except csv.Error as error:
-        raise InputError(f"{name}:{reader.line_num}: not valid CSV: {error}") from None
+        raise InputError(f"{name}:{reader.line_num + lines.skipped}: not valid CSV: {error}") from None
 
 
 def tsv_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty) -> Iterator[Row]:
