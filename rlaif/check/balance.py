@@ -94,7 +94,7 @@ class Balance:
         if chosen > MOSTLY * (chosen + rejected) and sign_test(chosen, chosen + rejected) < SURE:
             yield (
                 "reversed",
-                f"of the {chosen + rejected} pairs with one worthless answer (empty, a loop, cut, ...), it is chosen in {chosen}",
+                f"of the {chosen + rejected} pairs with one worthless answer (empty, a loop, cut), it is chosen in {chosen}",
             )
         right, wrong = self.scored
         if wrong > right:

@@ -84,13 +84,16 @@ class Fix:
         return [(code, detail) for _, code, detail in self._next[1]]
 
 
-def write(out: Path, changes_at: Path, fix: Fix, rows: Iterator[Read]) -> None:
-    """Writes the copy and the list of changes, both or neither. Raises InputError if that cannot be done."""
+def write(out: Path, changes_at: Path, fix: Fix, rows: Iterator[Read]) -> bool:
+    """Writes the copy and the list of changes, both or neither: False if no row is left. Raises InputError if it cannot."""
     part = changes_at.with_name(f".{changes_at.name}.part")
     try:
         with part.open("wb") as listed:
             write_jsonl(out, _noting(fix, rows, listed))
         part.replace(changes_at)
+        return True
+    except _NothingLeft:
+        return False
     except OSError as error:
         raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
     except (TypeError, ValueError) as error:
@@ -106,4 +109,8 @@ def _noting(fix: Fix, rows: Iterator[Read], listed: IO[bytes]) -> Iterator[Mappi
         if row is not None:
             yield row
     if not fix.rows:
-        raise InputError("no row is without an error: there is nothing to write a copy of")
+        raise _NothingLeft
+
+
+class _NothingLeft(Exception):
+    """No row is without an error: a file without rows is no copy."""

@@ -136,7 +136,7 @@ def read(row: Mapping[str, Any], form: Format) -> tuple[Example | None, list[Fau
         faults.append(("mixed_formats", "one row with messages and plain texts: trainers take either, by chance"))
     for name in _NEEDED[form.kind] + (("prompt",) if form.prompt == "explicit" else ()):
         if name not in ("label", "labels", "completions") and row.get(name) is not None:
-            why = _why_not(row[name])
+            why = _why_not(row[name], texts=name != "messages", messages=name != "text")
             if why:
                 faults.append(("empty" if why == "is empty" else "wrong_type", f"`{name}` {why}"))
     faults += _label_faults(row, form)
@@ -206,12 +206,12 @@ def split_point(chosen: Said, rejected: Said) -> int:
     return at - 1 if isinstance(chosen, str) and chosen[at - 1] == " " else at
 
 
-def _why_not(value: Any) -> str:
-    """Why a value is neither a text nor messages; "" if it is."""
-    if isinstance(value, str):
+def _why_not(value: Any, *, texts: bool, messages: bool) -> str:
+    """Why a value is neither a text nor messages, as far as these may stand there; "" if it is."""
+    if isinstance(value, str) and texts:
         return ""
-    if not isinstance(value, list):
-        return f"is {kind_of(value)}, not a text or messages"
+    if not isinstance(value, list) or not messages:
+        return f"is {kind_of(value)}, not {'a text' * texts}{' or ' * (texts and messages)}{'messages' * messages}"
     if not value:
         return "is empty"
     for place, message in enumerate(value, 1):

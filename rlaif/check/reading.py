@@ -76,7 +76,7 @@ def _lines(path: Path) -> Iterator[Read]:
                 try:
                     row = _row(path.name, place, line)
                 except InputError as error:
-                    yield place, InputError(str(error).removeprefix(f"{path.name}:{place}: "))
+                    yield place, InputError(str(error).removeprefix(f"{path.name}:{place}: ").removesuffix(reading.MENDABLE))
                     if "UTF-16" in str(error):
                         return
                     continue

@@ -111,6 +111,7 @@ def check(
 
 
 def _fixed(path: Path, out: Path, changes_at: Path, fix: fixing.Fix) -> dict[str, Any]:
-    fixing.write(out, changes_at, fix, reading.read(path))
+    if not fixing.write(out, changes_at, fix, reading.read(path)):
+        return {"out": None, "rows": 0, "changes": None, "counts": []}
     counts = [{"action": act, "reason": why, "rows": count} for (act, why), count in sorted(fix.changes.items())]
     return {"out": str(out), "rows": fix.rows, "changes": str(changes_at), "counts": counts}

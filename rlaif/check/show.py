@@ -17,7 +17,7 @@ _COLOURS = {"error": "red", "warning": "yellow", "note": "dim"}
 
 def head(report: Report) -> Iterator[str]:
     """What the file is."""
-    yield f"{report.file}: {report.rows:,} rows"
+    yield f"{report.file}: {report.rows:,} {'row' if report.rows == 1 else 'rows'}"
     for name, rows, first in report.formats:
         yield f"format: {name}" + (f" ({rows:,} rows, the first is {first})" if len(report.formats) > 1 else "")
     if report.columns:
@@ -65,7 +65,10 @@ def tail(report: Report) -> Iterator[str]:
     """What it comes to."""
     if report.fixed is not None:
         fixed = report.fixed
-        yield f"{fixed['out']}: {fixed['rows']:,} of {report.rows:,} rows; every change is in {fixed['changes']}"
+        if fixed["out"] is None:
+            yield "no row is without an error: there is nothing to write a copy of"
+        else:
+            yield f"{fixed['out']}: {fixed['rows']:,} of {report.rows:,} rows; every change is in {fixed['changes']}"
         for change in fixed["counts"]:
             yield f"  {change['action']:8} {change['rows']:>9,}  {change['reason']}"
     errors, warnings = report.count("error"), report.count("warning")
