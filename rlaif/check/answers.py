@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.check.formats import Example, Said, words
+from rlaif.check.formats import Example, Said
 from rlaif.degenerate import kind_of_text
 from rlaif.types import Prompt
 
@@ -30,9 +30,8 @@ _PLAIN_SAYS_CUT = ("finish_reason", "finish", "truncated")
 _CUT = ("length", "max_tokens", "MAX_TOKENS", True)
 
 
-def fault(example: Example, name: str, said: Said) -> tuple[str, str] | None:
+def fault(example: Example, name: str, text: str) -> tuple[str, str] | None:
     """(code, detail) of the first thing that is wrong with an answer: truncated, refusal or degenerate; None for none."""
-    text = words(said)
     if breaks_off(example.row, name, text):
         return "truncated", "…" + text[-80:]
     kind = kind_of_text(_prompt(example.prompt), text)

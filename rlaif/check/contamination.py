@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.check.findings import Fault
-from rlaif.check.formats import Example, words
+from rlaif.check.formats import Example
 from rlaif.errors import InputError
 from rlaif.rows import rows
 
@@ -76,8 +76,9 @@ class TestSets:
 
     def __call__(self, example: Example) -> Iterator[Fault]:
         """The test items of which the row's prompt or answers hold an N-gram."""
-        for name, said in (("prompt", example.prompt), *example.answers):
-            found = self.find(words(said))
+        names = ("prompt", *(name for name, _ in example.answers))
+        for name, text in zip(names, (example.asked, *example.texts), strict=True):
+            found = self.find(text)
             if found is not None:
                 yield "contaminated", f"`{name}` has words of {found[0]}: {found[1]}"
 

@@ -7,7 +7,7 @@ prompts, conversations and plain texts) and two of LLaMA-Factory (ShareGPT, Alpa
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlaif.check.findings import Fault
@@ -65,13 +65,19 @@ class Format:
 class Example:
     """A row of a known format. `prompt` is None where there is none; `answers` are (column, what is said there).
 
-    Implicit prompts are split off, so that the answers are answers alone.
+    Implicit prompts are split off, so that the answers are answers alone. `texts` are the answers' words, `asked` the prompt's.
     """
 
     row: Mapping[str, Any]
     format: Format
     prompt: Said | None
     answers: tuple[tuple[str, Said], ...]
+    texts: tuple[str, ...] = field(init=False, default=())
+    asked: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", tuple(words(said) for _, said in self.answers))
+        object.__setattr__(self, "asked", words(self.prompt))
 
     @property
     def is_pair(self) -> bool:

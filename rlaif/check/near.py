@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.check.columns import Column, groups
-from rlaif.check.formats import Example, words
+from rlaif.check.formats import Example
 
 THRESHOLD = 0.8
 """The Jaccard similarity from which on rows count as nearly the same: as in Lee et al. 2022 (Deduplicating training data)."""
@@ -54,8 +54,7 @@ class NearDuplicates:
     def add(self, place: int, exact: int, example: Example) -> None:
         """Notes a row. Rows of the same key `exact` are repeats, not near ones."""
         self._keys.add(exact)
-        said = [words(example.prompt), *(words(answer) for _, answer in example.answers)]
-        self._texts.append(" ".join(" ".join(said).casefold().split()))
+        self._texts.append(" ".join(" ".join((example.asked, *example.texts)).casefold().split()))
         self._waiting.append(place)
         self._characters += len(self._texts[-1])
         if self._characters >= _BATCH:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rlaif.check.findings import Fault
-from rlaif.check.formats import Example, Said, elsewhere, split, split_point, words
+from rlaif.check.formats import Example, Said, elsewhere, split, split_point
 from rlaif.pairs import normalised
 from rlaif.types import Message
 
@@ -59,8 +59,8 @@ def equal(example: Example) -> Iterator[Fault]:
     if not example.is_pair:
         return
     (_, chosen), (_, rejected) = example.answers
-    if chosen == rejected or (normalised(words(chosen)) == normalised(words(rejected)) and not _calls(chosen, rejected)):
-        yield "equal", words(chosen) or "both are empty"
+    if chosen == rejected or (normalised(example.texts[0]) == normalised(example.texts[1]) and not _calls(chosen, rejected)):
+        yield "equal", example.texts[0] or "both are empty"
 
 
 def _calls(*sides: Said) -> bool:

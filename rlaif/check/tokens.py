@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.check.findings import Fault
-from rlaif.check.formats import Example, Said, words
+from rlaif.check.formats import Example, Said
 from rlaif.errors import InputError, RlaifError
 
 MAX_LENGTH = 1024
@@ -69,9 +69,9 @@ class Tokens:
             torn = any(code == "template" for code, _ in faults)
         else:
             torn = False
-            text = words(example.prompt)
-            prompt = self._ids(text) if text else []
-            sides = [(name, self._ids(text + self._ended(words(said)))) for name, said in example.answers]
+            prompt = self._ids(example.asked) if example.asked else []
+            names = (name for name, _ in example.answers)
+            sides = [(n, self._ids(example.asked + self._ended(t))) for n, t in zip(names, example.texts, strict=True)]
         yield from self._lengths(example, prompt, sides, torn)
 
     def _ids(self, text: str) -> list[int]:
@@ -83,8 +83,8 @@ class Tokens:
         return text if text.endswith(self._eos) else text + self._eos
 
     def _controls(self, example: Example) -> Iterator[Fault]:
-        for name, said in (("prompt", example.prompt), *example.answers):
-            text = words(said)
+        names = ("prompt", *(name for name, _ in example.answers))
+        for name, text in zip(names, (example.asked, *example.texts), strict=True):
             token = next((token for token in self._specials if token in text), None)
             if token is not None:
                 at = text.find(token)
