@@ -26,6 +26,8 @@ MOST_LONGER = 0.70
 """With an interval above it, "the longer one" is a better rule than most of what is to be learnt."""
 SURE = 0.01
 """The p-value of the sign test for worthless answers on the chosen side: six of six are not enough, seven of seven are."""
+LEAST_ROWS = 30
+"""Of fewer pairs or labels nothing is said: files that small are samples by hand."""
 MOSTLY = 0.75
 """And their share there: many rows make a small excess sure."""
 MOST_ON_ONE_SIDE = 4 / 3
@@ -91,9 +93,9 @@ class Balance:
         """What the counts show."""
         low, high = wilson(self.longer, self.unequal)
         share = f"chosen is longer in {self.longer} of {self.unequal} pairs, 95 % interval {low:.2f} to {high:.2f}"
-        if low > MOST_LONGER:
+        if low > MOST_LONGER and self.unequal >= LEAST_ROWS:
             yield "longer_chosen", share
-        if high < LEAST_LONGER:
+        if high < LEAST_LONGER and self.unequal >= LEAST_ROWS:
             yield "reversed", f"{share}; right labels are hardly ever below {LEAST_LONGER:.2f}"
         chosen, rejected = self.worthless["chosen"], self.worthless["rejected"]
         if chosen > MOSTLY * (chosen + rejected) and sign_test(chosen, chosen + rejected) < SURE:
@@ -102,8 +104,8 @@ class Balance:
                 f"of the {chosen + rejected} pairs with one worthless answer (empty, a loop, ...) it is chosen in {chosen}",
             )
         right, wrong = self.scored
-        if wrong > right:
+        if wrong > right and sign_test(wrong, right + wrong) < SURE:
             yield "reversed", f"chosen has the lower score in {wrong} of {right + wrong} pairs with scores"
         few, many = sorted((self.labels[True], self.labels[False]))
-        if many > MOST_ON_ONE_SIDE * few:
+        if many > MOST_ON_ONE_SIDE * few and many + few >= LEAST_ROWS:
             yield "unbalanced", f"{self.labels[True]} true, {self.labels[False]} false"

@@ -39,6 +39,7 @@ _NEEDED: dict[Kind, tuple[str, ...]] = {
     "prompt": ("prompt",),
     "unknown": (),
 }
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "observation": "tool", "function_call": "assistant"}
 _ELSEWHERE = ("question", "query", "instruction", "input")
 MARK = "\n\nAssistant:"
 """Where the answer begins in a transcript, as in the files of Anthropic's HH-RLHF."""
@@ -100,12 +101,15 @@ def format_of(row: Mapping[str, Any]) -> Format:
     """The row's format, by its columns: a column that is null is none."""
     has = {name for name, value in row.items() if value is not None}
     kind, prompt, dialect = _kind(has)
-    names = [name for name in ("prompt", "chosen", "rejected", "completion", "messages") if name in has]
-    forms = {"text" if isinstance(row[name], str) else "messages" for name in names} or {"text"}
-    if dialect:
-        forms = {"messages"}
-    form: Form = "both" if len(forms) == 2 else "messages" if "messages" in forms else "text"
+    forms = {_form(row.get(name)) for name in ("prompt", "chosen", "rejected", "completion", "messages")} - {None}
+    form: Form = "messages" if dialect else "both" if len(forms) == 2 else "messages" if "messages" in forms else "text"
     return Format(kind, "text" if kind in ("text", "stepwise") else form, prompt, dialect)
+
+
+def _form(value: Any) -> Form | None:
+    if isinstance(value, list) and (not value or isinstance(value[0], dict)):
+        return "messages"
+    return "text" if isinstance(value, str) else None
 
 
 def _kind(has: set[str]) -> tuple[Kind, str, str]:
@@ -253,11 +257,29 @@ def _translated(row: Mapping[str, Any], form: Format) -> dict[str, Any]:
             if isinstance(row.get(there), str):
                 found[name] = [{"role": "assistant", "content": row[there]}]
         return found
-    talk = row["conversations"]
+    for name in ("conversations", "chosen", "rejected"):
+        if row.get(name) is not None:
+            found[name] = chatml([row[name]] if isinstance(row[name], dict) else row[name])
+    talk = found["conversations"]
     if form.kind == "unpaired" and isinstance(talk, list) and talk:
         found |= {"prompt": talk[:-1], "completion": talk[-1:], "label": row["kto_tag"]}
     else:
         found["prompt" if form.kind == "preference" else "messages"] = talk
+    return found
+
+
+def chatml(messages: Any) -> Any:
+    """Messages with role/content instead of from/value, and the roles of ChatML; what are none stays."""
+    if not isinstance(messages, list):
+        return messages
+    return [_renamed(message) if isinstance(message, dict) and "from" in message else message for message in messages]
+
+
+def _renamed(message: dict[str, Any]) -> dict[str, Any]:
+    names = {"from": "role", "value": "content"}
+    found = {names.get(name, name): value for name, value in message.items()}
+    if isinstance(found["role"], str):
+        found["role"] = _ROLES.get(found["role"], found["role"])
     return found
 
 

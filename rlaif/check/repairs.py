@@ -9,27 +9,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.check.findings import Fault
-from rlaif.check.formats import MARK, Example, Format, split
+from rlaif.check.formats import MARK, Example, Format, chatml, format_of, split
 
-_TALK = ("prompt", "chosen", "rejected", "completion", "messages", "conversations")
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "observation": "tool", "function_call": "assistant"}
+_TALK = ("prompt", "chosen", "rejected", "completion", "messages")
 
 
 def repaired(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Fault]]:
     """(the row as it should be written, what was wrong with it)."""
     faults: list[Fault] = []
-    is_sharegpt = "conversations" in row
+    if format_of(row).dialect:  # another reader's format, in which it is right
+        return row, faults
     for name in _TALK:
         value = row.get(name)
         if isinstance(value, dict) and name != "prompt" and ("role" in value or "from" in value):
             row = {**row, name: [value]}
-            if not is_sharegpt:
-                faults.append(("object_answer", f"`{name}` is one message"))
+            faults.append(("object_answer", f"`{name}` is one message"))
         value = row.get(name)
         if isinstance(value, list) and any(isinstance(message, dict) and "from" in message for message in value):
-            row = {**row, name: [_renamed(message) for message in value]}
-            if not is_sharegpt:
-                faults.append(("from_value", f"`{name}` has messages with from/value"))
+            row = {**row, name: chatml(value)}
+            faults.append(("from_value", f"`{name}` has messages with from/value"))
     cut = _cut(row)
     if cut is not None:
         row = cut
@@ -39,16 +37,6 @@ def repaired(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Fault]]:
         row = {**row, "label": bool(label)}
         faults.append(("wrong_label", f"`label` is a number: {label!r}"))
     return row, faults
-
-
-def _renamed(message: Any) -> Any:
-    if not isinstance(message, dict) or "from" not in message:
-        return message
-    names = {"from": "role", "value": "content"}
-    found = {names.get(name, name): value for name, value in message.items()}
-    if isinstance(found["role"], str):
-        found["role"] = _ROLES.get(found["role"], found["role"])
-    return found
 
 
 def _cut(row: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ SCORES = (
 def empty(example: Example) -> Iterator[Fault]:
     """Prompts and answers without anything to read. A message that only calls tools is not empty."""
     if example.prompt is not None:
-        if not _says(example.prompt) and example.format.kind != "messages":
+        if not _says(example.prompt) and example.format.prompt != "implicit" and example.format.kind != "messages":
             yield "empty", "the prompt is empty"
         elif isinstance(example.prompt, list):
             yield from _empty_messages(example.prompt)
