@@ -268,7 +268,7 @@ def test_a_cleaned_copy_has_no_errors_and_accounts_for_every_row(tmp_path_factor
     if report.fixed["out"] is None:
         assert not out.exists() and report.count("error")
         return
-    changes = read_rows(folder / "out.changes.jsonl")
+    changes = read_rows(folder / "out.jsonl.changes.jsonl")
     removed = [change for change in changes if change["action"] == "removed"]
     assert len({change["line"] for change in removed}) == len(removed) == len(rows) - report.fixed["rows"]
     assert sum(change["rows"] for change in report.fixed["counts"]) == len(changes)
@@ -310,14 +310,14 @@ def test_contradictions_lose_both_sides_and_repeats_keep_the_first(tmp_path):
     swapped = {**other, "chosen": other["rejected"], "rejected": other["chosen"]}
     check(write_rows(tmp_path / "rows.jsonl", [other, first, swapped, first, pair(4)]), fix=tmp_path / "out.jsonl")
     assert read_rows(tmp_path / "out.jsonl") == [first, pair(4)]
-    reasons = [(change["line"], change["reason"]) for change in read_rows(tmp_path / "out.changes.jsonl")]
+    reasons = [(change["line"], change["reason"]) for change in read_rows(tmp_path / "out.jsonl.changes.jsonl")]
     assert reasons == [(1, "contradiction"), (3, "contradiction"), (4, "duplicate")]
 
 
 def test_the_copy_is_never_the_file_itself(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [text_pair()])
     (tmp_path / "link.jsonl").symlink_to(path)
-    listed = write_rows(tmp_path / "a.changes.jsonl", [text_pair()])
+    listed = write_rows(tmp_path / "a.jsonl.changes.jsonl", [text_pair()])
     wrong = [(path, path), (path, tmp_path / "link.jsonl"), (path, tmp_path / "out.parquet"), (listed, tmp_path / "a.jsonl")]
     for source, out in [*wrong, (path, tmp_path / "none" / "out.jsonl")]:
         before = hashlib.sha256(source.read_bytes()).digest()

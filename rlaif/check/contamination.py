@@ -38,11 +38,11 @@ class TestSets:
         self._names: list[str] = []
         self.items = self.short = 0
         self.is_full = False
+        self._lengths: set[int] = set()
         hashes, items = array("q"), array("l")
         for file in files:
             self._read(file, hashes, items)
         self._hashes, self._items = _without_template(np.array(hashes, np.int64), np.array(items, np.int32))
-        self._lengths = tuple(range(SHORTEST, LONGEST + 1))
 
     def _read(self, file: str, hashes: array[int], items: array[int]) -> None:
         before = self.items
@@ -61,6 +61,7 @@ class TestSets:
                 if len(hashes) + len(grams) > MOST:
                     self.is_full = True
                     break
+                self._lengths.add(size)
                 hashes.extend(grams)
                 items.extend([len(self._names) - 1] * len(grams))
             self.short += not long_enough

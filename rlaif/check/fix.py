@@ -30,7 +30,7 @@ def place_for(out: Path, source: Path) -> Path:
         raise InputError(f"--fix {str(out)!r}: the copy is written as .jsonl or .jsonl.gz")
     if not out.parent.is_dir():
         raise InputError(f"--fix {str(out)!r}: there is no folder {str(out.parent)!r}")
-    changes = out.with_name(out.name.removesuffix(".gz").removesuffix(".jsonl") + ".changes.jsonl")
+    changes = out.with_name(f"{out.name}.changes.jsonl")
     if changes.exists() and changes.samefile(source):
         raise InputError(f"--fix {str(out)!r} would list its changes in the file itself")
     return changes

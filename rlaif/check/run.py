@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -94,7 +95,10 @@ def check(
         counted = tokens.Tokens(tokens.load(tokenizer), max_length=max_length or tokens.MAX_LENGTH, trainer=trainer)
     with closing(Findings(remember=fix is not None)) as findings:
         rows = reading.read(path)
-        seen = inspect(rows, findings, tokens=counted, tests=tests, near_too=not near.why_not(), say=say)
+        try:
+            seen = inspect(rows, findings, tokens=counted, tests=tests, near_too=not near.why_not(), say=say)
+        except (OSError, sqlite3.Error) as error:
+            raise InputError(f"cannot write what rows are compared by to temporary files ({error}): set TMPDIR") from None
         fixed = None
         if fix is not None and changes_at is not None:
             fixed = _fixed(path, Path(fix), changes_at, fixing.Fix(findings, seen.main))

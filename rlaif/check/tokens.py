@@ -61,7 +61,7 @@ class Tokens:
         if example.format.form == "messages":
             yield from self._controls(example)
             try:
-                faults, prompt, sides = self._conversation(example)
+                faults, prompt, wholes = self._conversation(example)
             except Exception as error:  # of jinja2 or a template's own raise_exception, or a type that it cannot take
                 yield "template", f"it refuses the row: {(str(error) or type(error).__name__).splitlines()[0]}"
                 return
@@ -69,13 +69,14 @@ class Tokens:
             torn = any(code == "template" for code, _ in faults)
         else:
             torn = False
-            prompt = self._ids(example.asked) if example.asked else []
-            names = (name for name, _ in example.answers)
-            sides = [(n, self._ids(example.asked + self._ended(t))) for n, t in zip(names, example.texts, strict=True)]
-        yield from self._lengths(example, prompt, sides, torn)
+            prompt, wholes = example.asked, [example.asked + self._ended(text) for text in example.texts]
+        ids, *others = self.encode([prompt, *wholes], special=example.format.form != "messages")
+        names = (name for name, _ in example.answers)
+        yield from self._lengths(example, ids if prompt else [], list(zip(names, others, strict=True)), torn)
 
-    def _ids(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer(text)["input_ids"]
+    def encode(self, texts: list[str], *, special: bool) -> list[list[int]]:
+        """The tokens of texts. `special`: with those that the tokenizer puts around plain texts; templates bring their own."""
+        found: list[list[int]] = self._tokenizer(texts, add_special_tokens=special)["input_ids"]
         return found
 
     def _ended(self, text: str) -> str:
@@ -90,8 +91,8 @@ class Tokens:
                 at = text.find(token)
                 yield "special_tokens", f"`{name}` has {token}: {text[max(0, at - 30) : at + len(token) + 30]}"
 
-    def _conversation(self, example: Example) -> tuple[list[Fault], list[int], list[tuple[str, list[int]]]]:
-        """(faults, tokens of the prompt, tokens of prompt and answer a side)."""
+    def _conversation(self, example: Example) -> tuple[list[Fault], str, list[str]]:
+        """(faults, the prompt as the template renders it, prompt and answer of each side)."""
         prompt: list[Any] = example.prompt if isinstance(example.prompt, list) else []
         tools = example.row.get("tools")
         settings: dict[str, Any] = {"tools": (json.loads(tools) if isinstance(tools, str) else tools) or None}
@@ -103,8 +104,7 @@ class Tokens:
             lost = _lost(prompt, opened)
             if lost:
                 faults.append(("prompt_changed", lost))
-        prompt_ids = self._encode(opened)
-        sides = []
+        wholes = []
         for name, said in example.answers:
             whole = render(prompt + list(said))
             if prompt and said and not whole.startswith(opened) and example.format.kind != "messages":
@@ -112,12 +112,8 @@ class Tokens:
             lost = _lost(said, whole[len(opened) :] if whole.startswith(opened) else whole)
             if lost:
                 faults.append(("content_lost", f"`{name}`: {lost}"))
-            sides.append((name, self._encode(whole)))
-        return faults, prompt_ids, sides
-
-    def _encode(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-        return found
+            wholes.append(whole)
+        return faults, opened, wholes
 
     def _lengths(self, example: Example, prompt: list[int], sides: list[tuple[str, list[int]]], torn: bool) -> Iterator[Fault]:
         """`torn`: that the prompt is no beginning of the whole was said already."""
