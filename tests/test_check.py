@@ -48,6 +48,11 @@ def steps(given: Any, labels: list[Any]) -> Row:
     return {"prompt": "Why?", "completions": given, "labels": labels}
 
 
+def sharegpt(chosen: Any) -> Row:
+    asked = [{"from": "human", "value": "W"}]
+    return {"conversations": asked, "chosen": chosen, "rejected": {"from": "gpt", "value": "N"}}
+
+
 REFUSAL = "I'm sorry, but I can't assist with that request."
 SYSTEM = {"role": "system", "content": "Be brief."}
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "now", "arguments": {}}}]}
@@ -161,6 +166,12 @@ def test_formats_are_told_by_their_columns(tmp_path, row, name):
     report = examine(tmp_path, [row])
     assert report.formats == ((name, 1, 1),)
     assert report.count("error") == 0, report.findings
+
+
+def test_answers_of_sharegpt_pairs_are_one_message(tmp_path):
+    fine, wrong = (sharegpt(chosen) for chosen in ({"from": "gpt", "value": "S"}, [{"from": "gpt", "value": "S"}]))
+    assert codes(examine(tmp_path, [fine])) == {"dialect": 1}
+    assert codes(examine(tmp_path, [wrong])) == {"dialect": 1, "wrong_type": 1}
 
 
 # Implicit prompts

@@ -137,11 +137,15 @@ def _kind(has: set[str]) -> tuple[Kind, str, str]:
 
 def read(row: Mapping[str, Any], form: Format) -> tuple[Example | None, list[Fault]]:
     """(the row in one form, what keeps it from being used as it is). The example is None where something is missing."""
+    faults: list[Fault] = []
     if form.dialect:
+        if form.dialect == "ShareGPT" and form.kind == "preference":
+            lists = (name for name in ("chosen", "rejected") if isinstance(row.get(name), list))
+            faults = [("wrong_type", f"`{name}` is a list: LLaMA-Factory takes such a row for SFT") for name in lists]
         row = _translated(row, form)
     if form.kind == "unknown":
         return None, [("unknown_columns", f"columns: {', '.join(map(str, list(row)[:12])) or 'none'}")]
-    faults = [("missing_column", f"no `{name}`") for name in _NEEDED[form.kind] if row.get(name) is None]
+    faults += [("missing_column", f"no `{name}`") for name in _NEEDED[form.kind] if row.get(name) is None]
     if form.form == "both":
         faults.append(("mixed_formats", "one row with messages and plain texts: trainers take either, by chance"))
     for name in _NEEDED[form.kind] + (("prompt",) if form.prompt == "explicit" else ()):
