@@ -1,39 +1,34 @@
-"""Intervals and tests of proportions. Pure; no SciPy."""
+"""Intervals and tests of rates. Pure."""
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
-Z95 = 1.959963984540054
 _EXACT = 1000
 
 
-def wilson(successes: int, trials: int, *, z: float = Z95) -> tuple[float, float]:
-    """The score interval (low, high) of a proportion, 95 % unless `z` says otherwise; (0, 1) without trials.
+def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """The score interval (low, high) of a rate (Wilson 1927). Raises ValueError without a trial.
 
-    Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927. It stays within 0..1, and holds
-    its level for few trials and for proportions near 0 or 1, where the normal approximation does not. Raises ValueError
-    unless 0 <= successes <= trials.
+    It stays within 0..1 and holds its level for few trials and for rates near 0 or 1, where the normal approximation does not.
     """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes!r} successes in {trials!r} trials")
-    if trials == 0:
-        return 0.0, 1.0
-    share, square = successes / trials, z * z
-    middle = (share + square / (2 * trials)) / (1 + square / trials)
-    half = z / (1 + square / trials) * math.sqrt(share * (1 - share) / trials + square / (4 * trials * trials))
-    low = 0.0 if successes == 0 else max(0.0, middle - half)
-    return low, 1.0 if successes == trials else min(1.0, middle + half)
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes of {n} trials")
+    z, rate = NormalDist().inv_cdf(0.5 + level / 2), successes / n
+    middle = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    return (0.0 if successes == 0 else max(0.0, middle - half)), (1.0 if successes == n else min(1.0, middle + half))
 
 
-def sign_test(successes: int, trials: int) -> float:
+def sign_test(successes: int, n: int) -> float:
     """P(at least so many successes) where each trial is one with probability 1/2: the one-sided p-value of the sign test.
 
     Exact up to 1000 trials, above them by the normal approximation with correction for continuity. Raises ValueError unless
-    0 <= successes <= trials.
+    0 <= successes <= n.
     """
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes!r} successes in {trials!r} trials")
-    if trials <= _EXACT:
-        return float(sum(math.comb(trials, k) for k in range(successes, trials + 1)) / (1 << trials))
-    return math.erfc((successes - 0.5 - trials / 2) / math.sqrt(trials / 2)) / 2
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} trials")
+    if n <= _EXACT:
+        return float(sum(math.comb(n, k) for k in range(successes, n + 1)) / (1 << n))
+    return math.erfc((successes - 0.5 - n / 2) / math.sqrt(n / 2)) / 2

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,11 +24,11 @@ def test_wilson_as_published(successes, trials, low, high):
     assert wilson(successes, trials) == pytest.approx((low, high), abs=6e-5)
 
 
-@given(st.integers(0, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_holds_its_proportion_and_mirrors(pair):
     successes, trials = pair
     low, high = wilson(successes, trials)
-    assert 0.0 <= low <= (successes / trials if trials else 0.5) <= high <= 1.0
+    assert 0.0 <= low <= successes / trials <= high <= 1.0
     assert wilson(trials - successes, trials) == pytest.approx((1 - high, 1 - low))
 
 
@@ -38,8 +36,9 @@ def test_sign_test():
     assert sign_test(7, 7) == 0.5**7
     assert sign_test(0, 7) == 1.0
     assert sign_test(9, 10) == 11 / 1024
-    assert sign_test(540, 1001) == pytest.approx(sign_test(540, 1000) * sign_test(540, 1000) / sign_test(540, 1000), rel=0.2)
-    assert math.isclose(sign_test(600_000, 1_000_000), 0.0, abs_tol=1e-300)
+    assert sign_test(540, 1001) == pytest.approx(sign_test(540, 1000), rel=0.1)  # beyond 1000 it is approximate
+    assert 0.0 <= sign_test(600_000, 1_000_000) < 1e-300
+    assert sign_test(500_000, 1_000_000) == pytest.approx(0.5, abs=1e-3)
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(-1, 3), (4, 3)])

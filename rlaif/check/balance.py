@@ -91,12 +91,13 @@ class Balance:
 
     def faults(self) -> Iterator[Fault]:
         """What the counts show."""
-        low, high = wilson(self.longer, self.unequal)
-        share = f"chosen is longer in {self.longer} of {self.unequal} pairs, 95 % interval {low:.2f} to {high:.2f}"
-        if low > MOST_LONGER and self.unequal >= LEAST_ROWS:
-            yield "longer_chosen", share
-        if high < LEAST_LONGER and self.unequal >= LEAST_ROWS:
-            yield "reversed", f"{share}; right labels are hardly ever below {LEAST_LONGER:.2f}"
+        if self.unequal >= LEAST_ROWS:
+            low, high = wilson(self.longer, self.unequal)
+            share = f"chosen is longer in {self.longer} of {self.unequal} pairs, 95 % interval {low:.2f} to {high:.2f}"
+            if low > MOST_LONGER:
+                yield "longer_chosen", share
+            if high < LEAST_LONGER:
+                yield "reversed", f"{share}; right labels are hardly ever below {LEAST_LONGER:.2f}"
         chosen, rejected = self.worthless["chosen"], self.worthless["rejected"]
         if chosen > MOSTLY * (chosen + rejected) and sign_test(chosen, chosen + rejected) < SURE:
             yield (
