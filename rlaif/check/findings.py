@@ -15,7 +15,7 @@ from typing import Any
 from rlaif.check.rules import RULES, SEVERITIES, Rule
 
 EXAMPLES = 3
-EXCERPT = 110
+EXCERPT = 160
 _CACHE_KB = 4096
 
 Fault = tuple[str, str]
