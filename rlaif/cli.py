@@ -1,6 +1,7 @@
 """The command line: parse, call, print.
 
-Exit status: 0 done; 2 wrong usage or input, nothing spent; 3 stopped cleanly, the same command goes on; 130 interrupted.
+Exit status: 0 done; 1 `check` found errors; 2 wrong usage or input, nothing spent; 3 stopped cleanly, the same command
+goes on; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import typer
 
 import rlaif
 from rlaif import doctor, jobs, progress, results
+from rlaif.check.command import check_command
 from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export.formats import FORMATS
@@ -413,6 +415,9 @@ def _errors(face: Face | None = None) -> Iterator[None]:
         if face is not None and face.is_json and not isinstance(error, typer.Exit):
             end("error", 1, "bug", f"{type(error).__name__}: {error}")
         raise
+
+
+app.command("check")(_errors()(check_command))
 
 
 def main() -> None:

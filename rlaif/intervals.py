@@ -1,4 +1,4 @@
-"""Intervals of rates."""
+"""Intervals and tests of rates. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+_EXACT = 1000
+
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The score interval of a rate, 0..1 (Wilson 1927). Raises ValueError without a trial."""
+    """The score interval (low, high) of a rate (Wilson 1927). Raises ValueError without a trial.
+
+    It stays within 0..1 and holds its level for few trials and for rates near 0 or 1, where the normal approximation does not.
+    """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} successes of {n} trials")
     return _score_interval(successes / n, n, level)
@@ -70,3 +75,16 @@ class ClusteredRate:
         """The interval of the rate, None without a trial."""
         rate = self.rate
         return None if rate is None else _score_interval(rate, self.independent, level)
+
+
+def sign_test(successes: int, n: int) -> float:
+    """P(at least so many successes) where each trial is one with probability 1/2: the one-sided p-value of the sign test.
+
+    Exact up to 1000 trials, above them by the normal approximation with correction for continuity. Raises ValueError unless
+    0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} trials")
+    if n <= _EXACT:
+        return float(sum(math.comb(n, k) for k in range(successes, n + 1)) / (1 << n))
+    return math.erfc((successes - 0.5 - n / 2) / math.sqrt(n / 2)) / 2

@@ -23,7 +23,7 @@ LEVELS = [
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
-    ["results", "against", "parts", "dryrun", "jobs"],
+    ["results", "against", "parts", "dryrun", "jobs", "check"],
     ["display", "voice", "progress", "single", "testing", "cli", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

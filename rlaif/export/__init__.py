@@ -17,8 +17,6 @@ from typing import IO, Any, Protocol
 
 import orjson
 
-from rlaif.errors import InputError
-
 _BUFFER = 2**16
 _EXACT = 1e9  # times a million it is still far below 2**53
 
@@ -34,23 +32,19 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Writes rows as UTF-8 JSON lines and returns their number; compressed for a name in .gz or .zst.
 
     The file appears whole or not at all: it is written beside its place and moved there. Raises ValueError or TypeError for
-    a row that is no JSON, InputError where there is no package for .zst. Numbers must have come through `number`.
+    a row that is no JSON. Numbers must have come through `number`.
     """
     with whole(path) as raw:
-        if path.suffix not in (".gz", ".zst"):
-            return write_lines(raw, rows)
-        with io.BufferedWriter(_compressed(raw, path.suffix), _BUFFER) as file:
-            return write_lines(file, rows)
+        if path.suffix == ".gz":
+            with io.BufferedWriter(gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0), _BUFFER) as file:
+                return write_lines(file, rows)
+        if path.suffix == ".zst":
+            import pyarrow
 
-
-def _compressed(raw: IO[bytes], suffix: str) -> Any:
-    if suffix == ".gz":
-        return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
-    try:
-        import zstandard
-    except ImportError:
-        raise InputError("a name in .zst needs a package: pip install zstandard; .gz needs none") from None
-    return zstandard.ZstdCompressor().stream_writer(raw, closefd=False)
+            same = os.fdopen(os.dup(raw.fileno()), "wb")  # it is closed with the stream
+            with pyarrow.CompressedOutputStream(pyarrow.PythonFile(same, mode="w"), "zstd") as stream:
+                return write_lines(stream, rows)
+        return write_lines(raw, rows)
 
 
 def write_lines(file: Writer, rows: Iterable[Mapping[str, Any]]) -> int:
