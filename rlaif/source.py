@@ -18,6 +18,7 @@ import yaml
 from rlaif import accept, data, records
 from rlaif.config import RunConfig
 from rlaif.errors import InputError
+from rlaif.export.parts import tools_of
 from rlaif.keys import digest
 from rlaif.ledger import PromptRow
 from rlaif.types import Candidate, Prompt
@@ -53,13 +54,30 @@ class Source:
         how: dict[str, Any] = {name: getattr(config, name) for name in ("system", "limit", "dedupe", "replace")}
         how |= {"columns": data.Columns(**named | {"responses": tuple(named["responses"])}), "left_out": self.left_out}
         if config.command != "judge":
-            return ((prompt, ()) for prompt in data.read_prompts(self._from, **how))
+            return ((self._for_sampling(prompt), ()) for prompt in data.read_prompts(self._from, **how))
         return self._labels_counted(data.read_candidates(self._from, **how))
+
+    @property
+    def _needs_reference(self) -> bool:
+        return self._config.accept is not None and accept.parse(self._config.accept).needs_reference
+
+    def _for_sampling(self, prompt: Prompt) -> Prompt:
+        """The prompt, if it can be sampled: its tools would stand in the exports, and no policy has been shown them."""
+        named = f"prompt {prompt.ordinal + 1} ({prompt.id!r})"
+        if self._needs_reference and prompt.reference is None:
+            raise InputError(f"{named} has no `reference` for --accept correct: --reference-field names its column")
+        if tools_of(prompt):
+            raise InputError(
+                f"{named} has `tools`, and policies are sent messages only: drop the column, or judge answers that were"
+                " made with the tools (rlaif judge)"
+            )
+        return prompt
 
     def _labels_counted(
         self, found: Iterable[tuple[Prompt, Sequence[Candidate]]]
     ) -> Iterator[tuple[Prompt, Sequence[Candidate]]]:
         for prompt, candidates in found:
+            tools_of(prompt)  # raises if no export could hold them
             self.labelled += len({c.score for c in candidates if c.score is not None}) > 1
             yield prompt, candidates
         self.check_labels(self.labelled)
@@ -87,10 +105,7 @@ class Source:
 
     def rows(self) -> Iterator[PromptRow]:
         """The same as the ledger keeps them."""
-        needs_reference = self._config.accept is not None and accept.parse(self._config.accept).needs_reference
         for prompt, candidates in self.read():
-            if needs_reference and prompt.reference is None:
-                raise InputError(f"prompt {prompt.ordinal + 1} ({prompt.id!r}) has no `reference` for --accept correct")
             yield PromptRow(prompt.ordinal, prompt.id, records.dump_prompt(prompt, candidates))
 
     def fingerprint(self) -> str | None:
@@ -105,7 +120,8 @@ class Source:
             return None
         config = self._config
         how = config.system, config.limit, config.dedupe, config.replace, *(getattr(config, name) for name in _COLUMNS)
-        return digest([_VERSION, content, path.suffixes, config.command == "judge", *how])
+        needs = [True] if self._needs_reference else []
+        return digest([_VERSION, content, path.suffixes, config.command == "judge", *how, *needs])
 
     def changed(self, before: PromptRow | None, now: PromptRow | None, *, earlier: str | None = None) -> None:
         """Accepts a prompt whose other columns have changed. Raises InputError with the difference otherwise.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from helpers import read_rows, stored_records, write_prompts, write_rows
+from helpers import rlaif as command_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -321,3 +323,27 @@ def test_differences_are_said_where_they_are() -> None:
     assert list(changes("", {"candidates": "ab"}, {"candidates": "cd"})) == ["candidates changed"]
     (long,) = changes("text", "a" * 999, "b")
     assert long.startswith('text was "aaa') and long.endswith('..., now "b"') and len(long) < 350
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
+def test_prompts_with_tools_are_judged_and_not_sampled(tmp_path, tools):
+    """No policy is shown the tools, and a trainer would be: such rows would be of another conversation."""
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "x"}, {"id": "b", "prompt": "y", "tools": tools}])
+    said = command_line("generate", path, "--policy", "fake/oracle", "--out", tmp_path / "run", expect=2).stderr
+    assert "prompt 2 ('b') has `tools`" in said and not (tmp_path / "run").exists()
+    rows = [{"id": "b", "prompt": "y", "tools": tools, "candidates": ["1", "22"]}]
+    path = write_rows(tmp_path / "b.jsonl", rows)
+    command_line("judge", path, "--judge", "longest.py:longest", "--out", tmp_path / "judged")
+    (row,) = read_rows(tmp_path / "judged" / "dpo.jsonl")
+    assert json.loads(row["tools"]) == [TOOL]
+
+
+@pytest.mark.parametrize("command", ["generate", "judge"])
+def test_tools_that_no_export_could_hold_are_refused_before_anything_is_spent(tmp_path, command):
+    path = write_rows(tmp_path / "a.jsonl", [{"id": "a", "prompt": "x", "candidates": ["1", "2"], "tools": "a hammer"}])
+    how = ("--policy", "fake/oracle") if command == "generate" else ("--judge", "longest.py:longest")
+    said = command_line(command, path, *how, "--out", tmp_path / "run", expect=2).stderr
+    assert "`tools` must be a list of schemas" in said and not (tmp_path / "run").exists()
