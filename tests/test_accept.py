@@ -84,7 +84,7 @@ def test_rules_read_as_people_write_them():
 # What is sampled
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_prompt_is_sampled_while_it_has_no_accepted_answer_and_no_longer(tmp_path, room, judge, n):
     sample(tmp_path, room, judge, "--max-samples", 6, "-n", n)
     records, said = stored_records(tmp_path / "run"), summary(tmp_path / "run")
@@ -107,7 +107,7 @@ def test_a_prompt_is_sampled_while_it_has_no_accepted_answer_and_no_longer(tmp_p
     assert room.repeats() == 0
 
 
-@pytest.mark.parametrize("concurrency", [1, 8])
+@pytest.mark.parametrize("concurrency", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_beyond_the_target_is_bought_what_was_in_flight(tmp_path, room, judge, concurrency):
     room.set(latency_s=0.1)
     done = sample(tmp_path, room, judge, "--target", 12, "--concurrency", concurrency, prompts=200)
@@ -126,6 +126,7 @@ def test_beyond_the_target_is_bought_what_was_in_flight(tmp_path, room, judge, c
     assert [row["id"] for row in rows] == sorted((row["id"] for row in rows), key=lambda name: int(name[1:]))
 
 
+@pytest.mark.slow
 def test_a_higher_target_goes_on_where_the_lower_one_ended(tmp_path, room, judge):
     sample(tmp_path, room, judge, "--target", 5, prompts=100)
     first = room.count()
@@ -138,6 +139,7 @@ def test_a_higher_target_goes_on_where_the_lower_one_ended(tmp_path, room, judge
     assert room.count() > first
 
 
+@pytest.mark.slow
 def test_more_samples_are_bought_for_those_that_need_them_alone(tmp_path, room, judge):
     sample(tmp_path, room, judge, "--max-samples", 2)
     few = {record.prompt.id: len(record.candidates) for record in stored_records(tmp_path / "run")}
@@ -149,6 +151,7 @@ def test_more_samples_are_bought_for_those_that_need_them_alone(tmp_path, room, 
     assert room.repeats() == 0 and room.count() == sum(len(r.candidates) for r in stored_records(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_what_was_in_flight_and_ends_at_the_same_target(tmp_path, room, judge):
     room.set(latency_s=0.05)
     path = write_prompts(tmp_path / "prompts.jsonl", 100)
@@ -164,6 +167,7 @@ def test_a_kill_loses_at_most_what_was_in_flight_and_ends_at_the_same_target(tmp
     assert len(read_rows(tmp_path / "run" / "sft.jsonl")) == 30 and room.repeats() <= 4
 
 
+@pytest.mark.slow
 def test_concurrency_changes_nothing_where_there_is_no_target(tmp_path, room, judge):
     for concurrency in (1, 16):
         sample(tmp_path, room, judge, "--max-samples", 5, "--concurrency", concurrency, out=f"run{concurrency}")
@@ -171,6 +175,7 @@ def test_concurrency_changes_nothing_where_there_is_no_target(tmp_path, room, ju
     assert one == many and one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failure", "asked"), [("too_long", 1), ("null_content", 3)])
 def test_a_prompt_that_cannot_be_answered_is_given_up(tmp_path, room, judge, failure, asked):
     """What is refused for its length is refused for ever; an answer without text may have one the next time."""
@@ -269,6 +274,7 @@ def solver() -> Iterator[tuple[str, list[dict[str, Any]], dict[str, list[int]]]]
         thread.join()
 
 
+@pytest.mark.slow
 @needs_data
 def test_the_first_right_solution_of_each_question_by_its_reference(tmp_path, solver):
     model, prompts, labels = solver
@@ -296,12 +302,14 @@ def test_the_first_right_solution_of_each_question_by_its_reference(tmp_path, so
     ("arguments", "words"),
     [
         (("--accept", "score:0.5", "--judge", "pairwise"), "a judge that rates each answer by itself"),
-        (("--accept", "score:0.5", "--judge", "listwise"), "a judge that rates each answer by itself"),
+        pytest.param(
+            ("--accept", "score:0.5", "--judge", "listwise"), "a judge that rates each answer by itself", marks=pytest.mark.slow
+        ),
         (("--accept", "correct"), "has no `reference`"),
-        (("--accept", "good"), "is no rule: give `correct`"),
-        (("--target", "5"), "give --accept"),
-        (("--accept", "score:0.5", "-n", "4", "--max-samples", "3"), "less than one round"),
-        (("--accept", "score:0.5", "--temperature", "0"), "the first one again"),
+        pytest.param(("--accept", "good"), "is no rule: give `correct`", marks=pytest.mark.slow),
+        pytest.param(("--target", "5"), "give --accept", marks=pytest.mark.slow),
+        pytest.param(("--accept", "score:0.5", "-n", "4", "--max-samples", "3"), "less than one round", marks=pytest.mark.slow),
+        pytest.param(("--accept", "score:0.5", "--temperature", "0"), "the first one again", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_spent(tmp_path, room, arguments, words):

@@ -188,7 +188,9 @@ def test_wrong_answers_are_an_input_error(tmp_path, row, said):
 # Stopping early
 
 
-@pytest.mark.parametrize("settings", [{}, {"judge": ["pairwise", "shortest.py:shortest"]}])
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"judge": ["pairwise", "shortest.py:shortest"]}, marks=pytest.mark.slow)]
+)
 def test_leaving_the_loop_early_leaves_a_directory_that_goes_on(tmp_path, settings):
     before = set(threading.enumerate())
     many = [f"Question {k}?" for k in range(300)]
@@ -333,6 +335,7 @@ def test_a_slow_reader_gets_everything(tmp_path):
     assert seen == 200
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_directory_exclude_each_other(tmp_path):
     more_than_is_read_ahead = [f"Question {k}?" for k in range(1000)]
     records = iter(generate(tmp_path, more_than_is_read_ahead))

@@ -124,7 +124,7 @@ def random_records(seed: int) -> list[Record]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
 def test_the_fit_is_the_mode_of_the_documented_posterior(seed):
     records = random_records(seed)
     ids = [[c.id for c in r.candidates] for r in records]
@@ -325,6 +325,7 @@ def test_records_of_any_size_stand_side_by_side():
     assert rankings[1].strengths == (0.0,) and rankings[2].strengths[0] > 0
 
 
+@pytest.mark.slow
 def test_one_wide_record_among_thousands_takes_little_memory_and_is_ranked_as_alone():
     rng = random.Random(1)
     wide = [f"c{k}" for k in range(300)]

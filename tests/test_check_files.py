@@ -177,6 +177,7 @@ def test_repeats_are_not_near_ones_and_short_rows_are_neither(tmp_path):
     assert codes(check(write_rows(tmp_path / "rows.jsonl", rows))) == {"duplicate": 1, "near_duplicate": 1}
 
 
+@pytest.mark.slow
 def test_without_the_library_the_rest_is_checked(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [text_pair(1), text_pair(1)])
     code = (

@@ -206,6 +206,7 @@ def go(tmp_path: Path, *more: object, expect: int = 0, judge: str = "fake/first"
     return rlaif(*command, expect=expect, RLAIF_CHECKS="1")
 
 
+@pytest.mark.slow
 def test_the_run_stops_after_the_checks_and_goes_on_when_the_judge_is_accepted(tmp_path):
     done = go(tmp_path, expect=3)
     assert "judge_degenerate" in done.stderr and "--accept-judge" in done.stderr and "shown first" in done.stderr
@@ -231,6 +232,7 @@ def test_a_sound_judge_is_checked_once_and_a_function_never(tmp_path):
     assert "checks" not in summary(tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_checks_can_be_left_out(tmp_path):
     go(tmp_path, "--no-checks")
     assert "checks" not in summary(tmp_path / "out")

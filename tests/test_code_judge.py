@@ -120,7 +120,7 @@ def test_a_verdict_that_a_function_returns_is_read_by_id(tmp_path):
         (KeyError("score"), "KeyError: 'score'"),
     ],
 )
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_what_is_no_score_is_a_verdict_without_scores_that_says_why(tmp_path, said, error, asynchronous):
     judge = returning(said)
 
@@ -397,6 +397,7 @@ def test_what_a_judge_holds_counts(one, other):
         assert digest_of(family(one)) != digest_of(family(other))
 
 
+@pytest.mark.slow
 def test_a_set_s_order_is_nothing():
     """It differs from one process to the next."""
     words = [f"word{k}" for k in range(50)]
@@ -453,6 +454,7 @@ def test_a_function_or_object_that_refers_to_itself_has_a_digest():
     assert digest_of(Loop()) == digest_of(Loop())
 
 
+@pytest.mark.slow
 def test_two_judges_of_one_name_are_two_judges(tmp_path):
     """A jury of two files that both call their function `score`, on different scales."""
 
@@ -526,6 +528,7 @@ def test_a_judge_that_fails_from_the_start_stops_the_run_and_says_where(tmp_path
     assert said in str(reason) and f"({tmp_path / 'mine.py'}:{line})" in str(reason)
 
 
+@pytest.mark.slow
 def test_a_corrected_judge_is_asked_about_what_failed_before(tmp_path):
     wrong, right = "    return [lenn(c.text) for c in candidates]\n", "    return [len(c.text) for c in candidates]\n"
     rows = write_rows(tmp_path / "rows.jsonl", ({"prompt": f"q{k}", "candidates": ["a", "bb"]} for k in range(20)))
@@ -650,6 +653,7 @@ def test_a_call_that_hangs_is_a_failed_verdict_and_the_others_go_on(tmp_path, ho
         assert len(judge_threads() - before) <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", ["event", "stubborn"])
 def test_the_fourth_call_that_runs_on_without_an_end_stops_the_run(tmp_path, how):

@@ -19,7 +19,7 @@ LLM = [p.stem for p in sorted(JUDGES.glob("*.yaml")) if read_yaml(p)["kind"] in 
 FUNCTIONS = [f"judges/{p.name}:{p.stem}" for p in sorted(JUDGES.glob("*.py"))]
 
 
-@pytest.mark.parametrize("judge", [*LLM, *FUNCTIONS])
+@pytest.mark.parametrize("judge", [pytest.param(j, marks=pytest.mark.slow if "-" in j else ()) for j in (*LLM, *FUNCTIONS)])
 def test_every_shipped_judge_holds(judge):
     held = check_judge(judge)
     assert ("the oracle's best wins" in held) == (judge in LLM) and len(held) >= 6

@@ -327,7 +327,14 @@ def places(path: Path, log: Path | None = None) -> tuple[list[tuple[str, Row, se
 
 
 @pytest.mark.parametrize(
-    ("damage", "trials"), [(garble, TRIALS), (truncate, TRIALS // 3), (swap, TRIALS // 2), (near_the_top, TRIALS), (page_1, 1)]
+    ("damage", "trials"),
+    [
+        *((garble, TRIALS), (page_1, 1)),
+        *(
+            pytest.param(*s, marks=pytest.mark.slow)
+            for s in ((truncate, TRIALS // 3), (swap, TRIALS // 2), (near_the_top, TRIALS))
+        ),
+    ],
 )
 def test_what_lies_on_whole_pages_is_saved(tmp_path: Path, damage: Damage, trials: int) -> None:
     build(tmp_path / "run", 24, large=9000).close()
@@ -361,7 +368,7 @@ def frames_of(log: Path) -> dict[int, range]:
         return {page: range(at - 24, at + PAGE) for page, at in wal.overlay().items()}
 
 
-@pytest.mark.parametrize("kind", ["killed", "half-killed"])
+@pytest.mark.parametrize("kind", ["killed", pytest.param("half-killed", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "damage", "trials"),
     [("run.sqlite-wal", garble, TRIALS // 3), ("run.sqlite-wal", truncate, TRIALS // 6), ("run.sqlite", garble, TRIALS // 6)],

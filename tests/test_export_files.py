@@ -22,6 +22,7 @@ from rlaif.export.formats import FORMATS
 
 NAMES = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"]
 DPO = FORMATS["dpo"]
+QUICK = ("dpo", "kto")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, name, bad: Callable[[], An
 # Parquet
 
 
+@pytest.mark.slow
 def test_columns_are_declared_whatever_comes_first_and_groups_are_bounded(tmp_path):
     import pyarrow.parquet as parquet
 
@@ -168,7 +170,9 @@ def test_a_dataset_in_memory_holds_what_the_file_holds(tmp_path):
 # The command
 
 
-@pytest.mark.parametrize("form", [name for name in FORMATS if name != "dpo-text"])
+@pytest.mark.parametrize(
+    "form", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FORMATS if n != "dpo-text"]
+)
 def test_the_command_writes_each_format(run, tmp_path, form):
     rlaif("export", run, "--format", form, "--out", tmp_path / "a.jsonl")
     rows = read_rows(tmp_path / "a.jsonl")
@@ -176,6 +180,7 @@ def test_the_command_writes_each_format(run, tmp_path, form):
     assert [row["id"] for row in rows] == [id for id in PROMPTS for _ in range(1 + (form == "kto"))]
 
 
+@pytest.mark.slow
 def test_the_command_names_the_first_prompt_that_a_format_cannot_hold(run, tmp_path):
     for name in ("a.jsonl", "a.parquet"):
         done = rlaif("export", run, "--format", "dpo-text", "--out", tmp_path / name, expect=2)

@@ -192,7 +192,10 @@ def test_one_seed_gives_one_forecast():
     assert forecast(WORK, probe, seed=1)["high"] != forecast(WORK, probe)["high"]
 
 
-@pytest.mark.parametrize(("count", "sigma"), [(20, 0.5), (20, 1.0), (50, 1.0)])
+@pytest.mark.parametrize(
+    ("count", "sigma"),
+    [(20, 1.0), *(pytest.param(*some, marks=pytest.mark.slow) for some in ((20, 0.5), (50, 1.0)))],
+)
 def test_nine_in_ten_intervals_hold_the_true_total(count, sigma):
     trials, prompts, held = 600, 500, {"completion_tokens": 0, "cost_usd": 0, "time_s": 0}
     for trial in range(trials):

@@ -141,6 +141,7 @@ except InputError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_taken_from_the_local_cache_without_the_network(llama: Path, tmp_path: Path):
     snapshot = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / ("0" * 40)
     snapshot.parent.mkdir(parents=True)

@@ -28,6 +28,7 @@ from rlaif.types import Candidate, Choice, Prompt, Request
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 TEMPLATES = sorted(p.stem for p in (data_dir() / "prompts" / "templates").glob("*.txt"))
+QUICK = ("pairwise-token", "pointwise-text", "listwise-text")
 WHOLE = load_template("pairwise-text", needs=()).text
 SPECIAL = [
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|user|>", "<|assistant|>"),
@@ -91,7 +92,7 @@ def skeleton(message: str, mark: str) -> list[str]:
     return ["\n".join(lines[: places[0]]), *(lines[k].replace(mark, "#") for k in places), "\n".join(lines[places[-1] + 1 :])]
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", [pytest.param(t, marks=() if t in QUICK else pytest.mark.slow) for t in TEMPLATES])
 def test_no_attack_changes_the_structure_of_a_question(template):
     plain = skeleton(*question(template, "Why?", PLAIN, PLAIN + "!"))
     for attack in ATTACKS:

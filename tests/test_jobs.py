@@ -76,7 +76,7 @@ WAYS: dict[str, Callable[[rlaif.Run], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow if "loop" in way else ()) for way in WAYS])
 @pytest.mark.parametrize("state", ["fresh", "half", "finished"])
 def test_every_way_of_reading_gives_all_from_every_state(
     room: Room, expected: bytes, tmp_path: Path, state: str, way: str
@@ -251,6 +251,7 @@ def test_a_run_that_has_to_end_does_not_wait_for_another_endpoint(room: Room, tm
 # Asked about at any moment
 
 
+@pytest.mark.slow
 def test_where_it_stands_can_be_asked_from_another_thread_at_any_time(room: Room, tmp_path: Path) -> None:
     room.set(latency_s=0.01, fault_share=0.2, faults="server_error")
     seen: list[Snapshot] = []
@@ -332,6 +333,7 @@ def test_a_dry_run_refuses_what_a_run_refuses(tmp_path: Path, settings: dict[str
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("probe", "limit", "probed"), [(2, None, 2), (1, 4, 1), (9, 4, 4), (9, None, 6)])
 def test_a_probe_buys_so_many_prompts_and_the_run_uses_them(
     room: Room, tmp_path: Path, expected: bytes, probe: int, limit: int | None, probed: int

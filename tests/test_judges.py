@@ -131,7 +131,10 @@ CASES += [(name, None, {"longest.py:longest": "p/1", "shortest.py:shortest": "p/
 CASES += [("own:two", None, "p/1"), ("own:one", None, "p/0"), ("own:every", None, "p/1")]
 
 
-@pytest.mark.parametrize(("judge", "model", "winner"), CASES)
+@pytest.mark.parametrize(
+    ("judge", "model", "winner"),
+    [pytest.param(*case, marks=pytest.mark.slow if case[1] == "fake/oracle-text" else ()) for case in CASES],
+)
 def test_swapping_what_is_shown_or_listed_does_not_move_the_winner(tmp_path, own, judge, model, winner):
     judge = judge.replace("own:", f"{own}:")
     (plan,) = resolve(judge, model=model, constitution=None)
@@ -261,7 +264,7 @@ def test_what_a_server_can_is_found_out_once_for_a_directory(tmp_path, room):
         ("", {}),
     ],
 )
-@pytest.mark.parametrize("transport", ["aiohttp", "openai"])
+@pytest.mark.parametrize("transport", ["aiohttp", pytest.param("openai", marks=pytest.mark.slow)])
 def test_a_server_that_can_hold_an_answer_to_choices_is_asked_to(tmp_path, room, owner, asked, transport):
     """A model that would rather write sentences: its server lists probabilities as they were before the constraint."""
     room.set(logprobs="vague", owner=owner)

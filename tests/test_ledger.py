@@ -88,6 +88,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(STEPS)
 def test_lookups_are_those_of_a_dict_whatever_comes_between(tmp_path_factory: pytest.TempPathFactory, steps: list[Any]) -> None:
@@ -589,6 +590,7 @@ def test_unfinished_and_finished_are_the_prompts(
     using(tmp_path_factory.mktemp("run"), work)
 
 
+@pytest.mark.slow
 def test_far_into_a_long_run_the_unfinished_ones_are_found(tmp_path: Path) -> None:
     many, holes = 140_000, [3, 65_535, 65_536, 131_071, 131_072, 139_998]
     using(tmp_path, lambda ledger: begin(ledger, None))
@@ -861,6 +863,7 @@ def died(directory: Path, *, begins: bool, sent: int, kept: int) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_calls_in_flight_when_a_process_was_killed_are_counted_for_good(tmp_path: Path) -> None:
     async def look(ledger: Ledger) -> tuple[int, int]:
         return ledger.died_with, ledger.maybe_lost()
@@ -1019,6 +1022,7 @@ print([row[0] for row in ledger.records()], ledger.spend()[0].calls, ledger.look
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_lies_where_nobody_can_write_can_be_read(begun: Path) -> None:
     want = "[0, 1, 2, 3, 4] 5 None\n"
     if os.geteuid() == 0:

@@ -341,7 +341,7 @@ class Chance:
         return heapq.heappop(self.landings)[2:]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 @pytest.mark.parametrize(("latency_s", "wait_s"), [(0.1, 0.05), (0.5, 0.05), (0.5, 0.5), (0.5, None)])
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("share", [0.04, 0.1, 0.2])

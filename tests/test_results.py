@@ -165,6 +165,7 @@ def selected(count: int) -> tuple[int, int]:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_many_records_take_the_memory_of_a_chunk():
     """What is held of a record are its games, some hundred bytes, and they are of one chunk: its objects take 2 kB."""
     found, few = selected(300)

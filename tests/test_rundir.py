@@ -97,6 +97,7 @@ while taken < 40:
 """
 
 
+@pytest.mark.slow
 def test_no_two_own_a_directory_though_its_owners_take_it_away_again(tmp_path: Path) -> None:
     racers = [subprocess.Popen(python(RACER, tmp_path / "run", tmp_path / "inside")) for _ in range(3)]
     assert [racer.wait(60) for racer in racers] == [0, 0, 0]
@@ -157,7 +158,7 @@ def test_a_disk_without_room_for_the_reserve_is_refused_and_nothing_stays_in_the
     assert said.split("\n", 1)[1].split() == ["run.lock"]
 
 
-@pytest.mark.parametrize("pages", range(4))
+@pytest.mark.parametrize("pages", [0, *(pytest.param(pages, marks=pytest.mark.slow) for pages in (1, 2, 3))])
 def test_the_last_page_of_a_disk_kills_nobody(tmp_path: Path, pages: int) -> None:
     """A counter in mapped memory would: writing to a page that finds no room is SIGBUS."""
     size = RESERVE_BYTES + 16 * 4096
@@ -166,6 +167,7 @@ def test_the_last_page_of_a_disk_kills_nobody(tmp_path: Path, pages: int) -> Non
     assert said == "taken\n" if pages == 3 else "No space left" in said or said == "taken\n"
 
 
+@pytest.mark.slow
 def test_the_reserve_of_a_killed_process_does_not_take_the_room_of_the_new_one(tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size={RESERVE_BYTES + 2**20} tmpfs {tmp_path}"
     assert in_namespace(mount, python(TAKE, tmp_path / "run"), python(TAKE, tmp_path / "run")) == "taken\ntaken\n"
@@ -181,6 +183,7 @@ def test_a_limit_on_the_size_of_files_is_a_disk_without_room(tmp_path: Path) -> 
 # What is in flight
 
 
+@pytest.mark.slow
 def test_what_was_sent_and_not_ended_when_the_process_was_killed_is_known(tmp_path: Path) -> None:
     killed_after(tmp_path, "sent", "sent", "sent", "ended")
     assert lost_in(tmp_path) == 2
@@ -216,6 +219,7 @@ def test_the_reserve_is_given_up_once_and_with_the_directory(tmp_path: Path) -> 
 # Where it lies
 
 
+@pytest.mark.slow
 def test_the_file_system_is_told_by_the_nearest_mount(tmp_path: Path) -> None:
     assert _file_system(Path("/proc")) == _file_system(Path("/proc/self")) == "proc"
     assert _file_system(Path("/")) not in ("", "proc")

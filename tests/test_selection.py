@@ -257,7 +257,13 @@ def run(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("rule", ["best-worst", "all-pairs:0.6,cap=2", "top-k:2", "mu-2sigma", "length-matched", "margin:36"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *("all-pairs:0.6,cap=2", "margin:36"),
+        *(pytest.param(rule, marks=pytest.mark.slow) for rule in ("best-worst", "top-k:2", "mu-2sigma", "length-matched")),
+    ],
+)
 def test_an_export_says_what_its_rule_took_and_dropped(run, tmp_path, rule):
     out = tmp_path / "pairs.jsonl"
     said = command("export", run, "--format", "dpo", "--select", rule, "--out", out).stdout
@@ -308,8 +314,12 @@ def test_a_run_goes_by_its_own_rule_and_so_does_its_export(tmp_path):
     ("arguments", "words"),
     [
         (("--format", "sft", "--select", "best-worst"), "does not go with the format 'sft', which takes the rule best-of-n"),
-        (("--format", "dpo", "--select", "best-of-n"), "does not go with the format 'dpo', which takes a rule for pairs"),
-        (("--select", "longest"), "'longest' is unknown"),
+        pytest.param(
+            ("--format", "dpo", "--select", "best-of-n"),
+            "does not go with the format 'dpo', which takes a rule for pairs",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("--select", "longest"), "'longest' is unknown", marks=pytest.mark.slow),
     ],
 )
 def test_a_rule_and_a_format_that_do_not_go_together(run, tmp_path, arguments, words):
@@ -318,7 +328,14 @@ def test_a_rule_and_a_format_that_do_not_go_together(run, tmp_path, arguments, w
 
 
 @pytest.mark.parametrize(
-    ("made", "rule"), [("generate", "best-of-n"), ("best-of-n", "top-k"), ("judge", "best-of-n"), ("judge", "best")]
+    ("made", "rule"),
+    [
+        ("generate", "best-of-n"),
+        *(
+            pytest.param(*some, marks=pytest.mark.slow)
+            for some in (("best-of-n", "top-k"), ("judge", "best-of-n"), ("judge", "best"))
+        ),
+    ],
 )
 def test_a_command_refuses_a_rule_of_the_other_kind_before_anything_is_spent(tmp_path, made, rule):
     policy = ("--policy", "fake/oracle") if made != "judge" else ("--judge", "longest.py:longest")

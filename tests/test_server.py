@@ -125,6 +125,7 @@ def test_a_batch_slows_all_down(room: Room) -> None:
     assert 5 * 0.05 <= time.monotonic() - began < 0.5
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_the_queue_is_not_billed(room: Room) -> None:
     room.set(slots=1, service_s=0.3)
     first, *others = ask_all(room, [chat(str(k)) for k in range(4)], timeout_s=0.15)
@@ -227,6 +228,7 @@ def seconds_told(headers: Any) -> float:
     return float(value) if value[0].isdigit() else email.utils.parsedate_to_datetime(value).timestamp() - time.time()
 
 
+@pytest.mark.slow
 def test_a_refusal_says_when_to_come_back(new_room: NewRoom) -> None:
     longest = {"exact": 0.41, "ms": 0.41, "reset_headers": 0.41, "seconds": 1.05, "date": 1.45}
     rooms = {kind: new_room() for kind in longest}
@@ -274,6 +276,7 @@ def test_who_comes_too_early_is_counted(room: Room) -> None:
     assert (rate["accepted"], rate["refused"], rate["sends_before_allowed"]) == (2, 4, 2)
 
 
+@pytest.mark.slow
 def test_rates_change_under_the_run(room: Room) -> None:
     room.set(rates="100:0.3,10:0.3,100", rate_burst=1, log="counts")
 
@@ -293,6 +296,7 @@ def test_rates_change_under_the_run(room: Room) -> None:
     assert rate["accepted"] + rate["refused"] == room.count() and room.log() == []
 
 
+@pytest.mark.slow
 def test_windows_differ_in_when_they_open(new_room: NewRoom) -> None:
     """Ten in any 0.5 s: one request, many late in the first window, early in the second one, and late in it."""
     fixed, sliding = new_room(), new_room()
@@ -330,6 +334,7 @@ def test_durations_are_written_as_openai_writes_them() -> None:
 # Outages
 
 
+@pytest.mark.slow
 def test_an_outage_breaks_what_is_in_flight_and_ends(room: Room) -> None:
     room.set(service_s=0.15, down_after=4, down_for_s=0.4)
 
@@ -399,6 +404,7 @@ AS_GOOD = {"text_plain", "gzip", "slow"}
 ONLY_SCORED = {name for name in FAILURES if name.startswith("logprobs_")}
 
 
+@pytest.mark.slow
 def test_each_failure_is_seen_once_and_then_no_more(new_room: NewRoom) -> None:
     rooms = {name: new_room() for name in FAILURES.keys() - BIG - ENDLESS}
     for name, room in rooms.items():
@@ -583,7 +589,7 @@ def test_bodies_are_no_completions(room: Room) -> None:
         json.loads(met(room, "json_deep", chat())[2])
 
 
-@pytest.mark.parametrize(("name", "most"), [("bomb", 2**20), ("over_cap", 2**27)])
+@pytest.mark.parametrize(("name", "most"), [("bomb", 2**20), pytest.param("over_cap", 2**27, marks=pytest.mark.slow)])
 def test_a_body_may_be_too_big(room: Room, name: str, most: int) -> None:
     async def work() -> tuple[int, int]:
         async with (
@@ -638,6 +644,7 @@ def test_a_behaviour_that_cannot_be_is_refused(room: Room, behaviour: dict[str, 
         assert reply.status == 400 and said in json.load(reply)["error"]["message"]
 
 
+@pytest.mark.slow
 def test_every_setting_is_an_option() -> None:
     asked = (["--help"], ["--failure", "no_such"])
     both = [subprocess.Popen([*SERVER, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for more in asked]

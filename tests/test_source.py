@@ -328,7 +328,7 @@ def test_differences_are_said_where_they_are() -> None:
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
 
-@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])])
+@pytest.mark.parametrize("tools", [[TOOL], pytest.param(json.dumps([TOOL]), marks=pytest.mark.slow)])
 def test_prompts_with_tools_are_judged_and_not_sampled(tmp_path, tools):
     """No policy is shown the tools, and a trainer would be: such rows would be of another conversation."""
     path = write_rows(tmp_path / "a.jsonl", [{"prompt": "x"}, {"id": "b", "prompt": "y", "tools": tools}])
@@ -341,7 +341,7 @@ def test_prompts_with_tools_are_judged_and_not_sampled(tmp_path, tools):
     assert json.loads(row["tools"]) == [TOOL]
 
 
-@pytest.mark.parametrize("command", ["generate", "judge"])
+@pytest.mark.parametrize("command", ["generate", pytest.param("judge", marks=pytest.mark.slow)])
 def test_tools_that_no_export_could_hold_are_refused_before_anything_is_spent(tmp_path, command):
     path = write_rows(tmp_path / "a.jsonl", [{"id": "a", "prompt": "x", "candidates": ["1", "2"], "tools": "a hammer"}])
     how = ("--policy", "fake/oracle") if command == "generate" else ("--judge", "longest.py:longest")
