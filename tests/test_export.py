@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from helpers import start
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,3 +149,38 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
 
     assert write_jsonl(path, rows()) == 1000
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_two_writers_of_one_place_each_write_a_whole_file(tmp_path):
+    """An export while a run writes its own file, say: whoever ends last has the place, and nobody's rows are torn."""
+    path = tmp_path / "a.jsonl"
+
+    def inner():
+        for k in range(2000):
+            if k == 1000:
+                assert write_jsonl(path, ({"inner": j} for j in range(3000))) == 3000
+                assert len(path.read_bytes().splitlines()) == 3000
+            yield {"outer": k}
+
+    assert write_jsonl(path, inner()) == 2000
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [{"outer": k} for k in range(2000)]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_what_a_killed_writer_left_is_taken_over(tmp_path):
+    (tmp_path / ".a.jsonl.part").write_bytes(b"half a li" * 10_000)
+    write_jsonl(tmp_path / "a.jsonl", [{"k": 1}])
+    assert (tmp_path / "a.jsonl").read_bytes() == b'{"k":1}\n' and [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.slow
+def test_exports_at_the_same_time_are_whole(tmp_path):
+    rows = [{"id": f"q{k}", "prompt": f"q {k}", "candidates": [f"one {k}", f"another one {k}"]} for k in range(3000)]
+    rlaif.judge(rows, judge="longest.py:longest", out=tmp_path / "run").wait()
+    expected = (tmp_path / "run" / "dpo.jsonl").read_bytes()
+    commands = [start("export", tmp_path / "run") for _ in range(4)]
+    for one in commands:
+        said, wrong = one.communicate(timeout=120)
+        assert one.returncode == 0 and "3,000 rows" in said, wrong
+    assert (tmp_path / "run" / "dpo.jsonl").read_bytes() == expected
+    assert not list((tmp_path / "run").glob(".*.part"))

@@ -6,8 +6,11 @@ surrogate pair where a row is written, NaN already by `number`, through which ev
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gzip
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -69,16 +72,44 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside its place, which is moved there when the block ends without an exception, and else removed."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb", _BUFFER) as file:
+    """A file beside its place, which is moved there when the block ends without an exception, and else removed.
+
+    Of several that are written to one place at the same time each is whole, and the last one to end stays.
+    """
+    part, handle = _own_part(path)
+    with os.fdopen(handle, "wb", _BUFFER) as file:
+        try:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+            os.fsync(handle)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _own_part(path: Path) -> tuple[Path, int]:
+    """An empty file beside the place that no other writer has; one that a killed writer left is taken over."""
+    for number in itertools.count():
+        part = path.with_name(f".{path.name}.{f'{number}.' * (number > 0)}part")
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            if _locks(handle) and part.exists() and os.fstat(handle).st_ino == part.stat().st_ino:
+                os.ftruncate(handle, 0)
+                return part, handle
+        except FileNotFoundError:  # another writer has just ended
+            pass
+        os.close(handle)
+    raise AssertionError("numbers do not end")
+
+
+def _locks(handle: int) -> bool:
+    """Whether nobody else has the file; where files cannot be locked, it is taken that nobody has."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
 
 
 def number(value: float) -> float:
