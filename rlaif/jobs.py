@@ -312,7 +312,11 @@ class Run:
 
         async def save(record: Record) -> None:
             self.progress.accepted += enough(record.verdicts)  # before it is on disk: nothing more is to be sent
-            await ledger.save_record(record.ordinal, records.dump(record))
+            try:
+                await ledger.save_record(record.ordinal, records.dump(record))
+            except StopRun as error:
+                unsaved.append(error)  # a target is not reached by what is lost
+                raise
             self.progress.done += 1
             self.progress.under_way -= 1
             self.progress.failed += any(c.error for c in record.candidates) or any(v.error for v in record.verdicts)
@@ -327,6 +331,7 @@ class Run:
                 return StopRun(results.TARGET_REACHED, f"{self.progress.accepted} answers are accepted")
             return self._interrupted or (None if config.accept_judge else parts.degenerate())
 
+        unsaved: list[StopRun] = []
         on_file = ledger.finished_now(config.limit) if stored else None
         new = engine.run(
             prompts(),
@@ -361,7 +366,7 @@ class Run:
                     yield record
                     record = await anext(new, None)
         except StopRun as error:
-            stopped = None if error.kind == results.TARGET_REACHED else error
+            stopped = error if error.kind != results.TARGET_REACHED else unsaved[0] if unsaved else None
             if error.kind == "config":
                 await ledger.forget_failures("bad_request")
         await self._end(ledger, parts, stopped)
