@@ -41,6 +41,7 @@ OTHER = json.dumps(text_pair(2)).encode() + b"\n"
         (b'{"prompt": "\\ud800"}\n', "surrogate"),
         (b'{"margin": NaN}\n', "NaN"),
         (b'{"n": ' + b"9" * 5000 + b"}\n", "thousands"),
+        (b'{"n": [1e400]}\n', "larger than any number"),
         (b'{"prompt":' + b"[" * 200_000 + b"]" * 200_000 + b"}\n", "deeply"),
         (b'{"prompt": "' + b"a" * 20_000_000 + b'"}\n', "longer than 16 MB"),
         (b'{"prompt": "' + b"a" * (32 * 2**20) + b'"}\n', "longer than 16 MB"),
@@ -96,6 +97,18 @@ def test_parquet_is_checked_as_jsonl(tmp_path):
     report = check(tmp_path / "rows.parquet", fix=tmp_path / "fixed.jsonl")
     assert codes(report) == {"wrong_number": 1, "duplicate": 1}
     assert read_rows(tmp_path / "fixed.jsonl") == [rows[0]]
+
+
+def test_tables_have_every_key_in_every_message(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [pair(1, logprobs=[0.5]), pair(2, logprobs=[float("nan")]), pair(3, chosen=[{"from": "gpt", "value": "So."}])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    report = check(tmp_path / "rows.parquet", fix=tmp_path / "fixed.jsonl")
+    assert codes(report) == {"from_value": 1, "wrong_number": 1}  # from/value stand in all, and are null but in one
+    copied = read_rows(tmp_path / "fixed.jsonl")
+    assert len(copied) == 2 and copied[1]["chosen"] == said("So.")
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "rows.txt", "folder"])
@@ -355,6 +368,10 @@ def test_the_command(tmp_path):
 def test_a_file_that_a_run_made_is_clean(tmp_path):
     rlaif("generate", "prompts/examples/demo.jsonl", "--policy", "fake/oracle", "--out", tmp_path / "run")
     assert "0 errors" in rlaif("check", tmp_path / "run/dpo.jsonl").stdout
+    for name in ("listwise", "records", "kto", "sft-messages", "reward-implicit"):
+        out = tmp_path / f"{name}.parquet"
+        rlaif("export", tmp_path / "run", "--format", name, "--out", out)
+        assert "0 errors" in rlaif("check", out).stdout, name
 
 
 @pytest.mark.slow
