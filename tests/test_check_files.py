@@ -216,6 +216,9 @@ ZH = "小明有三个苹果和五个梨，他又买了两个橙子，请问他�
         (text_pair(prompt="A robe takes two bolts of blue fiber. And half that of the white fiber."), False),
         (text_pair(rejected=f"You ask: {SHORT}"), True),
         (text_pair(rejected="Three rivers that flow through the old town."), False),
+        (pair(prompt=user("is the SKY blue?")), True),
+        (text_pair(prompt="Why is the sky blue?"), False),
+        (pair(chosen=said("Is the sky blue?")), False),
         (pair(chosen=said(f"问题是{ZH[:20]}吗？")), True),
         (pair(chosen=said(f"问题是{ZH[:9]}吗？")), False),
         ({"messages": user("Hello?") + said("Hi.") + user(ITEM) + said("Three.")}, True),
@@ -223,7 +226,13 @@ ZH = "小明有三个苹果和五个梨，他又买了两个橙子，请问他�
     ],
 )
 def test_texts_of_test_sets(tmp_path, row, found):
-    tests = [{"id": "robe", "prompt": ITEM}, {"turns": [SHORT]}, {"question": ZH}, {"prompt": "Too short"}]
+    tests = [
+        {"id": "robe", "prompt": ITEM},
+        {"turns": [SHORT]},
+        {"question": ZH},
+        {"prompt": "Too short"},
+        {"prompt": "Is the sky blue?"},
+    ]
     tests.append({"id": 7, "prompt": "How?", "answer": "It is three bolts in all, because half of two is one."})
     path = write_rows(tmp_path / "tests.jsonl", tests)
     report = check(write_rows(tmp_path / "rows.jsonl", [row]), against=[str(path)])
@@ -235,6 +244,7 @@ def test_texts_of_test_sets(tmp_path, row, found):
             "tests.jsonl: robe" in detail
             or "tests.jsonl:2" in detail
             or "tests.jsonl:3" in detail
+            or "tests.jsonl:5" in detail
             or "tests.jsonl: 7" in detail
         )
 
