@@ -1,6 +1,6 @@
 """Texts of test sets in the rows: N words in a row that both have, as in the GPT-3 paper (Brown et al. 2020, appendix C).
 
-N is 13, and for texts of 8 to 12 words all of them. Texts of 4 to 7 words are found where a row's prompt says just that; shorter
+N is 13, and for texts of 8 to 12 words all of them. Texts of 4 to 7 words are found where a prompt says just that; shorter
 ones say nothing. A letter of a script without spaces is a word.
 Words are compared without case and marks. An N-gram that many items of a test set share is its template, not its content.
 """
