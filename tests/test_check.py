@@ -54,6 +54,7 @@ def sharegpt(chosen: Any) -> Row:
 
 
 REFUSAL = "I'm sorry, but I can't assist with that request."
+LONG = "Why is the sky blue at noon?"
 SYSTEM = {"role": "system", "content": "Be brief."}
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "now", "arguments": {}}}]}
 TOOL = {"role": "tool", "content": "12:00"}
@@ -96,7 +97,10 @@ WRONG: list[tuple[str, Row, Row]] = [
     ("wrong_steps", steps(["a"], [1]), steps(["a"], [False])),
     ("wrong_type", steps("a", [True]), steps(["a"], [True])),
     ("wrong_number", text_pair(margin="0.5"), text_pair(margin=0.5)),
-    ("wrong_number", text_pair(margin=True), text_pair(margin=-1)),
+    ("wrong_number", text_pair(margin=True), text_pair(margin=0)),
+    ("scores_reversed", text_pair(margin=-0.5), text_pair(margin=0.5)),
+    ("prompt_repeated", text_pair(prompt=LONG, chosen=f"{LONG} So.", rejected=f"{LONG} No."), text_pair(
+        prompt=LONG, chosen=f"{LONG} So.", rejected="No.")),
     ("p_chosen", text_pair(p_chosen=0.4), text_pair(p_chosen=0.5)),
     ("p_chosen", text_pair(p_chosen=1.01), text_pair(p_chosen=1)),
     ("p_chosen", text_pair(p_chosen="0.9"), text_pair(p_chosen=None)),
@@ -227,6 +231,8 @@ def test_repeats_and_contradictions(tmp_path):
     assert codes(examine(tmp_path, both)) == {"contradiction": 4}
     different = {"prompt": "W", "completion": "T", "label": False}
     assert codes(examine(tmp_path, [both[0], different])) == {}
+    nectar = [{"prompt": "W", "answers": [{"answer": text, "rank": 1} for text in texts]} for texts in ("ab", "ba", "ac", "")]
+    assert codes(examine(tmp_path, nectar)) == {"duplicate": 1}  # the same prompt with other answers is another row
     roles = [{"messages": user("A") + said("B") + user("C") + said("D")}, {"messages": user("A\n\nB") + said("C\n\nD")}]
     assert codes(examine(tmp_path, roles)) == {}
 

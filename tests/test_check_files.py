@@ -41,6 +41,7 @@ OTHER = json.dumps(text_pair(2)).encode() + b"\n"
         (b'{"prompt": "\\ud800"}\n', "surrogate"),
         (b'{"margin": NaN}\n', "NaN"),
         (b'{"n": ' + b"9" * 5000 + b"}\n", "thousands"),
+        (b'{"n": [1e400]}\n', "larger than any number"),
         (b'{"prompt":' + b"[" * 200_000 + b"]" * 200_000 + b"}\n", "deeply"),
         (b'{"prompt": "' + b"a" * 20_000_000 + b'"}\n', "longer than 16 MB"),
         (b'{"prompt": "' + b"a" * (32 * 2**20) + b'"}\n', "longer than 16 MB"),
@@ -96,6 +97,18 @@ def test_parquet_is_checked_as_jsonl(tmp_path):
     report = check(tmp_path / "rows.parquet", fix=tmp_path / "fixed.jsonl")
     assert codes(report) == {"wrong_number": 1, "duplicate": 1}
     assert read_rows(tmp_path / "fixed.jsonl") == [rows[0]]
+
+
+def test_tables_have_every_key_in_every_message(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [pair(1, logprobs=[0.5]), pair(2, logprobs=[float("nan")]), pair(3, chosen=[{"from": "gpt", "value": "So."}])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    report = check(tmp_path / "rows.parquet", fix=tmp_path / "fixed.jsonl")
+    assert codes(report) == {"from_value": 1, "wrong_number": 1}  # from/value stand in all, and are null but in one
+    copied = read_rows(tmp_path / "fixed.jsonl")
+    assert len(copied) == 2 and copied[1]["chosen"] == said("So.")
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "rows.txt", "folder"])
@@ -204,6 +217,9 @@ ZH = "小明有三个苹果和五个梨，他又买了两个橙子，请问他�
         (text_pair(prompt="A robe takes two bolts of blue fiber. And half that of the white fiber."), False),
         (text_pair(rejected=f"You ask: {SHORT}"), True),
         (text_pair(rejected="Three rivers that flow through the old town."), False),
+        (pair(prompt=user("is the SKY blue?")), True),
+        (text_pair(prompt="Why is the sky blue?"), False),
+        (pair(chosen=said("Is the sky blue?")), False),
         (pair(chosen=said(f"问题是{ZH[:20]}吗？")), True),
         (pair(chosen=said(f"问题是{ZH[:9]}吗？")), False),
         ({"messages": user("Hello?") + said("Hi.") + user(ITEM) + said("Three.")}, True),
@@ -211,7 +227,13 @@ ZH = "小明有三个苹果和五个梨，他又买了两个橙子，请问他�
     ],
 )
 def test_texts_of_test_sets(tmp_path, row, found):
-    tests = [{"id": "robe", "prompt": ITEM}, {"turns": [SHORT]}, {"question": ZH}, {"prompt": "Too short"}]
+    tests = [
+        {"id": "robe", "prompt": ITEM},
+        {"turns": [SHORT]},
+        {"question": ZH},
+        {"prompt": "Too short"},
+        {"prompt": "Is the sky blue?"},
+    ]
     tests.append({"id": 7, "prompt": "How?", "answer": "It is three bolts in all, because half of two is one."})
     path = write_rows(tmp_path / "tests.jsonl", tests)
     report = check(write_rows(tmp_path / "rows.jsonl", [row]), against=[str(path)])
@@ -223,6 +245,7 @@ def test_texts_of_test_sets(tmp_path, row, found):
             "tests.jsonl: robe" in detail
             or "tests.jsonl:2" in detail
             or "tests.jsonl:3" in detail
+            or "tests.jsonl:5" in detail
             or "tests.jsonl: 7" in detail
         )
 
@@ -356,6 +379,10 @@ def test_the_command(tmp_path):
 def test_a_file_that_a_run_made_is_clean(tmp_path):
     rlaif("generate", "prompts/examples/demo.jsonl", "--policy", "fake/oracle", "--out", tmp_path / "run")
     assert "0 errors" in rlaif("check", tmp_path / "run/dpo.jsonl").stdout
+    for name in ("listwise", "records", "kto", "sft-messages", "reward-implicit"):
+        out = tmp_path / f"{name}.parquet"
+        rlaif("export", tmp_path / "run", "--format", name, "--out", out)
+        assert "0 errors" in rlaif("check", out).stdout, name
 
 
 @pytest.mark.slow

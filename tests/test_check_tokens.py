@@ -67,8 +67,8 @@ def test_what_a_length_does_to_a_pair(tmp_path, folder):
     assert at(prompt) == at(prompt, "kto") == ["dropped"]
     assert at(prompt + 1) == at(same) == ["equal_cut"]
     assert at(same, "kto") == ["cut"]  # KTO sees the two apart
-    assert at(same + 1) == at(chosen - 1) == ["cut"]
-    assert at(chosen) == at(rejected) == []
+    assert at(same + 1) == at(chosen - 1) == at(chosen) == at(rejected - 1) == ["cut"]
+    assert at(rejected) == []
     assert at(rejected - 1, "reward") == ["dropped"] and at(rejected, "reward") == []
 
 
@@ -264,7 +264,7 @@ def test_rows_are_dropped_and_cut_as_in_trl(trl, tmp_path, real, trainer, form):
     if trainer == "dpo":
         ids = [[(row["prompt_ids"] + row[f"{side}_ids"]) for side in ("chosen", "rejected")] for row in kept]
         assert found["equal_cut"] == sum(chosen[:length] == rejected[:length] for chosen, rejected in ids) > 0
-        assert found["cut"] == sum(len(c) > length and c[:length] != r[:length] for c, r in ids)
+        assert found["cut"] == sum(max(len(c), len(r)) > length and c[:length] != r[:length] for c, r in ids)
     if trainer == "kto":
         assert found["cut"] == sum(len(row["prompt_ids"] + row["completion_ids"]) > length for row in kept)
     if trainer == "sft":  # which has cut them already; what is whole ends with the end token

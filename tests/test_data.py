@@ -60,6 +60,7 @@ def refusal(path: Path | Any, **more: Any) -> str:
         (b'{"prompt": "Why?", "x": NaN}', "NaN"),
         (b'{"prompt": "Why?", "x": -Infinity}', "Infinity"),
         (b'{"prompt": "Why?", "x": ' + b"1" * 5000 + b"}", "digits"),
+        (b'{"prompt": "Why?", "x": -1E400}', "larger than any number"),
         (b'{"prompt": "Why?", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "nested"),
         (b'{"prompt": "half a pair \\ud800"}', "surrogate"),
         (b'{"prompt": "Why?", "\\udc00": 1}', "surrogate"),
@@ -169,7 +170,7 @@ def test_what_is_written_is_read(
 
 
 SPACE = st.sampled_from(["", " ", "\t", "  "])
-NUMBER = st.sampled_from(["0", "-0", "-0.0", "1e3", "1E400", "0.1", str(2**63), str(-(2**63) - 1), str(2**64), "9" * 40])
+NUMBER = st.sampled_from(["0", "-0", "-0.0", "1e3", "1E300", "0.1", str(2**63), str(-(2**63) - 1), str(2**64), "9" * 40])
 STRING = st.one_of(TEXT, st.sampled_from(["k", "k2", '":', '{"k":1}', ":", '" :'])).flatmap(
     lambda text: st.booleans().map(lambda plain: json.dumps(text, ensure_ascii=plain))
 )
@@ -399,7 +400,7 @@ def test_a_number_beyond_floats_is_refused_as_a_score(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     for number in ("1e999", "1" + "0" * 400):
         path.write_text(f'{{"prompt": "Why?", "candidates": ["a", {{"text": "b", "score": {number}}}]}}\n')
-        with pytest.raises(InputError, match="score"):
+        with pytest.raises(InputError, match=r"score|larger than any number"):
             list(read_candidates(str(path)))
 
 

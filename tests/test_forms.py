@@ -261,6 +261,10 @@ def test_transcripts_of_several_turns() -> None:
         ({"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"}, "different_prompts"),
         ({"chosen": [user("a"), said("x")], "rejected": [user("b"), said("x")]}, "different_prompts"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: x\n\nHuman: b", "rejected": "\n\nHuman: a\n\nAssistant: y"}, "no_answer"),
+        (
+            {"chosen": [user("a"), {**said("Now:"), "tool_calls": [{"id": "1"}]}], "rejected": [user("a"), said("y")]},
+            "calls_tools",
+        ),
     ],
 )
 def test_a_row_that_compares_nothing_is_left_out_and_counted(

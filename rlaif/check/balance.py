@@ -51,7 +51,7 @@ class Balance:
         if example.format.kind == "unpaired":
             self.labels[bool(example.row.get("label", example.row.get("kto_tag")))] += 1
         found = []
-        if example.format.kind != "stepwise":
+        if example.format.kind not in ("stepwise", "ranked"):
             names = (name for name, _ in example.answers)
             found = [fault(example, name, text) for name, text in zip(names, example.texts, strict=True)]
         taught = example.format.kind != "unpaired" or example.row.get("label") is True

@@ -10,7 +10,9 @@ import typer
 
 
 def check_command(
-    file: Annotated[str, typer.Argument(metavar="FILE", help=".jsonl, .json, .parquet or .csv, or these with .gz or .zst.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help=".jsonl, .ndjson, .json, .parquet, .csv or .tsv, also with .gz or .zst.")
+    ],
     tokenizer: Annotated[
         str | None, typer.Option(metavar="T", help="Also check tokens and lengths: a folder, a hub ID, or smollm2.")
     ] = None,

@@ -1,6 +1,7 @@
 """Texts of test sets in the rows: N words in a row that both have, as in the GPT-3 paper (Brown et al. 2020, appendix C).
 
-N is 13, and for texts of 8 to 12 words all of them; shorter ones say nothing. A letter of a script without spaces is a word.
+N is 13, and for texts of 8 to 12 words all of them. Texts of 4 to 7 words are found where a prompt says just that; shorter
+ones say nothing. A letter of a script without spaces is a word.
 Words are compared without case and marks. An N-gram that many items of a test set share is its template, not its content.
 """
 
@@ -19,7 +20,7 @@ from rlaif.check.formats import Example
 from rlaif.errors import InputError
 from rlaif.rows import rows
 
-LONGEST, SHORTEST = 13, 8
+LONGEST, SHORTEST, WHOLE = 13, 8, 4
 SHARED = 10
 """The GPT-3 paper ignores N-grams that are found in more than so many places of the training set; here: of the test sets."""
 MOST = 4_000_000
@@ -53,7 +54,7 @@ class TestSets:
             long_enough = False
             for text in _texts(row):
                 said = [self._numbers.setdefault(word, len(self._numbers) + 1) for word in _WORD.findall(text.casefold())]
-                if len(said) < SHORTEST:
+                if len(said) < WHOLE:
                     continue
                 long_enough = True
                 size = min(LONGEST, len(said))
@@ -61,7 +62,8 @@ class TestSets:
                 if len(hashes) + len(grams) > MOST:
                     self.is_full = True
                     break
-                self._lengths.add(size)
+                if size >= SHORTEST:
+                    self._lengths.add(size)
                 hashes.extend(grams)
                 items.extend([len(self._names) - 1] * len(grams))
             self.short += not long_enough
@@ -71,7 +73,7 @@ class TestSets:
     def notes(self) -> Iterator[str]:
         """What is not looked for."""
         if self.short:
-            yield f"{self.short} of {self.items} test items have no text of {SHORTEST} words: they are not looked for"
+            yield f"{self.short} of {self.items} test items have no text of {WHOLE} words: they are not looked for"
         if self.is_full:
             yield f"the test sets have more than {MOST:,} N-grams: the rest is not looked for"
 
@@ -79,18 +81,19 @@ class TestSets:
         """The test items of which the row's prompt or answers hold an N-gram."""
         names = ("prompt", *(name for name, _ in example.answers))
         for name, text in zip(names, (example.asked, *example.texts), strict=True):
-            found = self.find(text)
+            found = self.find(text, is_prompt=name == "prompt")
             if found is not None:
                 yield "contaminated", f"`{name}` has words of {found[0]}: {found[1]}"
 
-    def find(self, text: str) -> tuple[str, str] | None:
+    def find(self, text: str, *, is_prompt: bool = False) -> tuple[str, str] | None:
         """(the test item, the words) of the first N-gram of a test item in a text; None for none."""
         said = _WORD.findall(text.casefold())
-        if len(said) < SHORTEST:
+        if len(said) < (WHOLE if is_prompt else SHORTEST):
             return None
         get = self._numbers.get
         numbers = [get(word, 0) for word in said]
-        grams, places = [], []
+        short = len(said) < SHORTEST and all(numbers)
+        grams, places = ([hash(tuple(numbers))], [(0, len(said))]) if short else ([], [])
         for start, end in _known(numbers):
             for size in self._lengths:
                 for at in range(start, end - size + 1):

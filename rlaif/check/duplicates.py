@@ -30,7 +30,7 @@ class Duplicates:
         self._keys.add(found)
         self._places.add(place)
         label = example.row.get("label") if example.format.kind == "unpaired" else False
-        self._sides.add(int(said[0] < said[1]) if len(said) == 2 else int(label is True))
+        self._sides.add(int(said[0] < said[1]) if example.is_pair else int(label is True))
         name = example.row.get("id")
         self._ids.add(key(str(name)) if isinstance(name, (str, int)) and not isinstance(name, bool) else 0)
         self._prompts.add(key(prompt))

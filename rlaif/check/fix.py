@@ -26,8 +26,8 @@ def place_for(out: Path, source: Path) -> Path:
     """Where the changes are listed. Raises InputError if the copy cannot be written there."""
     if out.exists() and out.samefile(source):
         raise InputError(f"--fix {str(out)!r} is the file itself: name another one")
-    if not out.name.endswith((".jsonl", ".jsonl.gz")):
-        raise InputError(f"--fix {str(out)!r}: the copy is written as .jsonl or .jsonl.gz")
+    if not out.name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")):
+        raise InputError(f"--fix {str(out)!r}: the copy is written as .jsonl, .jsonl.gz or .jsonl.zst")
     if not out.parent.is_dir():
         raise InputError(f"--fix {str(out)!r}: there is no folder {str(out.parent)!r}")
     changes = out.with_name(f"{out.name}.changes.jsonl")

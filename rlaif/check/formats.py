@@ -14,7 +14,7 @@ from rlaif.check.findings import Fault
 from rlaif.rows import kind_of
 from rlaif.types import Message
 
-Kind = Literal["preference", "unpaired", "completion", "messages", "text", "stepwise", "prompt", "unknown"]
+Kind = Literal["preference", "unpaired", "completion", "messages", "text", "stepwise", "ranked", "prompt", "unknown"]
 Form = Literal["messages", "text", "both"]
 Said = str | list[Message]
 """A text, or messages."""
@@ -26,6 +26,7 @@ _NAMES: dict[Kind, str] = {
     "messages": "conversations (SFT)",
     "text": "plain texts (SFT)",
     "stepwise": "steps with labels (PRM)",
+    "ranked": "prompts with several answers, to be ranked",
     "prompt": "prompts alone",
     "unknown": "no known format",
 }
@@ -36,6 +37,7 @@ _NEEDED: dict[Kind, tuple[str, ...]] = {
     "messages": ("messages",),
     "text": ("text",),
     "stepwise": ("prompt", "completions", "labels"),
+    "ranked": (),
     "prompt": ("prompt",),
     "unknown": (),
 }
@@ -101,6 +103,8 @@ def format_of(row: Mapping[str, Any]) -> Format:
     """The row's format, by its columns: a column that is null is none."""
     has = {name for name, value in row.items() if value is not None}
     kind, prompt, dialect = _kind(has)
+    if kind in ("messages", "prompt") and not dialect and _several(row) is not None:
+        kind = "ranked"
     forms = {_form(row.get(name)) for name in ("prompt", "chosen", "rejected", "completion", "messages")} - {None}
     form: Form = "messages" if dialect else "both" if len(forms) == 2 else "messages" if "messages" in forms else "text"
     return Format(kind, "text" if kind in ("text", "stepwise") else form, prompt, dialect)
@@ -148,7 +152,8 @@ def read(row: Mapping[str, Any], form: Format) -> tuple[Example | None, list[Fau
     faults += [("missing_column", f"no `{name}`") for name in _NEEDED[form.kind] if row.get(name) is None]
     if form.form == "both":
         faults.append(("mixed_formats", "one row with messages and plain texts: trainers take either, by chance"))
-    for name in _NEEDED[form.kind] + (("prompt",) if form.prompt == "explicit" else ()):
+    prompts = ("prompt",) if form.prompt == "explicit" else ("prompt", "messages") if form.kind == "ranked" else ()
+    for name in _NEEDED[form.kind] + prompts:
         if name not in ("label", "labels", "completions") and row.get(name) is not None:
             why = _why_not(row[name], texts=name != "messages", messages=name != "text")
             if why:
@@ -168,6 +173,9 @@ def _example(row: Mapping[str, Any], form: Format) -> Example:
         return Example(row, form, prompt, (("chosen", chosen), ("rejected", rejected)))
     if kind in ("unpaired", "completion"):
         return Example(row, form, row["prompt"], (("completion", row["completion"]),))
+    if kind == "ranked":
+        asked = row["prompt"] if row.get("prompt") is not None else row["messages"]
+        return Example(row, form, asked, tuple(("answers", _said(answer)) for answer in _several(row) or ()))
     if kind == "messages":
         messages = row["messages"]
         last = len(messages) - 1 if messages[-1].get("role") == "assistant" else len(messages)
@@ -175,6 +183,18 @@ def _example(row: Mapping[str, Any], form: Format) -> Example:
     if kind == "stepwise":
         return Example(row, form, row["prompt"], (("completions", "\n".join(row["completions"])),))
     return Example(row, form, row["prompt"] if kind == "prompt" else None, (("text", row["text"]),) if kind == "text" else ())
+
+
+def _several(row: Mapping[str, Any]) -> list[Any] | None:
+    """The answers of a row with several of them, None for another."""
+    return next((row[name] for name in ("answers", "candidates") if isinstance(row.get(name), list)), None)
+
+
+def _said(answer: Any) -> str:
+    """The text of one of several answers: a text, or an object as in Nectar's rows and in records."""
+    if isinstance(answer, dict):
+        answer = next((answer[name] for name in ("answer", "response", "text") if answer.get(name) is not None), "")
+    return str(answer)
 
 
 def split(chosen: Said, rejected: Said) -> tuple[Said, Said, Said]:
@@ -276,12 +296,17 @@ def chatml(messages: Any) -> Any:
     """Messages with role/content instead of from/value, and the roles of ChatML; what are none stays."""
     if not isinstance(messages, list):
         return messages
-    return [_renamed(message) if isinstance(message, dict) and "from" in message else message for message in messages]
+    return [_renamed(message) if has_speaker(message) else message for message in messages]
+
+
+def has_speaker(message: Any) -> bool:
+    """Whether a message says whose it is by `from`. Tables have all keys in every message, with null for none."""
+    return isinstance(message, dict) and message.get("from") is not None
 
 
 def _renamed(message: dict[str, Any]) -> dict[str, Any]:
     names = {"from": "role", "value": "content"}
-    found = {names.get(name, name): value for name, value in message.items()}
+    found = {names.get(name, name): value for name, value in message.items() if value is not None}
     if isinstance(found["role"], str):
         found["role"] = _ROLES.get(found["role"], found["role"])
     return found

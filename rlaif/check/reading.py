@@ -30,7 +30,9 @@ def readable(path: Path, source: str) -> None:
     if path.is_dir():
         raise InputError(f"{source!r} is a folder: name a file")
     if _kind(path) not in _KINDS:
-        raise InputError(f"{source!r}: cannot tell its kind; the name should end in {', '.join(_KINDS)}, or these with .gz")
+        raise InputError(
+            f"{source!r}: cannot tell its kind; the name should end in {', '.join(_KINDS)}, or these with {' or '.join(PACKED)}"
+        )
     try:
         with path.open("rb"):
             pass

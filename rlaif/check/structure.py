@@ -34,7 +34,7 @@ def empty(example: Example) -> Iterator[Fault]:
             yield "empty", "the prompt is empty"
         elif isinstance(example.prompt, list):
             yield from _empty_messages(example.prompt)
-    for name, said in example.answers:
+    for name, said in example.answers if example.format.kind != "ranked" else ():  # such files keep what is worth nothing
         if not _says(said):
             yield "empty", f"`{name}` is empty" if name != "messages" else "no answer of the assistant at the end"
         elif isinstance(said, list) and len(said) > 1:
@@ -165,11 +165,15 @@ def _out_of_turn(messages: list[Message]) -> str:
 
 
 def numbers(example: Example) -> Iterator[Fault]:
-    """`margin` and scores are finite numbers, chosen has not the lower score, p_chosen is within 0.5..1."""
+    """Numbers are finite, chosen has not the lower score, `margin` is not below 0, p_chosen is within 0.5..1."""
     row = example.row
     for name, value in row.items():
         if (name == "margin" and value is not None and not _finite(value)) or (type(value) is float and not _finite(value)):
             yield "wrong_number", f"{name} is {value!r}"
+        elif type(value) in (list, dict) and _has_nan(value):
+            yield "wrong_number", f"{name} holds a number that is not finite"
+    if _finite(row.get("margin")) and row["margin"] < 0:
+        yield "scores_reversed", f"margin is {row['margin']!r}: the reward of chosen is to be the lower one"
     for better, worse in SCORES:
         if row.get(better) is None or row.get(worse) is None:
             continue
@@ -178,6 +182,12 @@ def numbers(example: Example) -> Iterator[Fault]:
     p = row.get("p_chosen")
     if p is not None and not (_finite(p) and 0.5 <= p <= 1.0):
         yield "p_chosen", f"p_chosen is {p!r}"
+
+
+def _has_nan(value: Any) -> bool:
+    """Whether a number deep in a column is none: such a row cannot be written as JSON."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(not math.isfinite(item) if type(item) is float else _has_nan(item) for item in items)
 
 
 def _finite(value: Any) -> bool:

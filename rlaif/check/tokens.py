@@ -56,7 +56,7 @@ class Tokens:
 
     def __call__(self, example: Example) -> Iterator[Fault]:
         """What goes wrong when the row is turned into tokens."""
-        if example.format.kind in ("stepwise", "prompt"):
+        if example.format.kind in ("stepwise", "ranked", "prompt"):
             return
         if example.format.form == "messages":
             yield from self._controls(example)
@@ -133,8 +133,9 @@ class Tokens:
         if example.is_pair and longest > most and trainer == "dpo" and sides[0][1][:most] == sides[1][1][:most]:
             yield "equal_cut", f"the first {most} tokens are the same; prompt {shared}, {_counts(sides)}"
             return
-        if len(sides[0][1]) > most:
-            yield "cut", f"{sides[0][0]} ends at token {len(sides[0][1])}, the length is {most}"
+        if longest > most:
+            name, ids = next(side for side in sides if len(side[1]) > most)
+            yield "cut", f"{name} ends at token {len(ids)}, the length is {most}"
 
     def _trainer_of(self, example: Example) -> str:
         if example.is_pair:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from rlaif.data.columns import Columns, find, names
 from rlaif.data.ids import Answer
-from rlaif.data.messages import answerable, conversation, encodable, transcript
+from rlaif.data.messages import TOOL_CALLS, answerable, conversation, encodable, transcript
 from rlaif.data.prompts import CHATS, no_prompt, prompt_of
 from rlaif.errors import InputError
 from rlaif.keys import canonical
@@ -38,10 +38,11 @@ _SIDES = ("chosen", "rejected")
 _GOLD = {"A": (1.0, 0.0), "B": (0.0, 1.0), "tie": (0.5, 0.5), None: (None, None)}
 _APART = 0.5
 
-DIFFERENT_PROMPTS, NO_ANSWER = "different_prompts", "no_answer"
+DIFFERENT_PROMPTS, NO_ANSWER, CALLS = "different_prompts", "no_answer", "calls_tools"
 LEFT_OUT = {
     DIFFERENT_PROMPTS: "chosen and rejected answer different prompts",
     NO_ANSWER: "chosen or rejected does not end with an answer",
+    CALLS: "chosen or rejected ends with calls of tools, and texts alone are judged",
 }
 CONTRADICTED = "contradicted"
 
@@ -173,6 +174,8 @@ def _preference(where: str, row: Mapping[str, Any], columns: Columns) -> Compari
         told = [conversation(where, side, name) for name, side in zip(_SIDES, sides, strict=True)]
     if any(one[-1]["role"] != "assistant" for one in told):
         return Comparison(form, (), [], hidden, NO_ANSWER)
+    if any(one[-1].get(name) for one in told for name in TOOL_CALLS):
+        return Comparison(form, (), [], hidden, CALLS)
     before = [one[:-1] for one in told]
     if before[0] != before[1]:
         return Comparison(form, (), [], hidden, DIFFERENT_PROMPTS)

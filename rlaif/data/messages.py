@@ -28,7 +28,7 @@ _SPEAKERS = {
     "function_response": "tool",
 } | dict(zip(_ROLES, _ROLES, strict=True))
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_CALLS = ("tool_calls", "function_call")
+TOOL_CALLS = ("tool_calls", "function_call")
 _FLAT = (str, int, bool, type(None))
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -73,7 +73,7 @@ def _message(where: str, message: Any, name: str) -> Message:
         raise InputError(f"{where}: a message of `{name}` needs a `role` out of {', '.join(_ROLES)}")
     content = told.get("content")
     if type(content) is not str:
-        content = _text_of(where, content, name, calls=any(call in told for call in _CALLS))
+        content = _text_of(where, content, name, calls=any(call in told for call in TOOL_CALLS))
         told = {"role": told.pop("role"), "content": content, **{k: v for k, v in told.items() if k != "content"}}
     return told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -52,8 +53,14 @@ def strict_json(where: str, text: str, lossy: bool) -> Any:
     def constant(name: str) -> Any:
         raise ValueError(f"{name} is no JSON number")
 
+    def real(digits: str) -> float:
+        number = float(digits)
+        if math.isinf(number):
+            raise ValueError(f"{digits[:40]} is larger than any number can be")
+        return number
+
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=real)
         if not lossy and "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
