@@ -66,6 +66,7 @@ class Source:
         named = f"prompt {prompt.ordinal + 1} ({prompt.id!r})"
         if self._needs_reference and prompt.reference is None:
             raise InputError(f"{named} has no `reference` for --accept correct: --reference-field names its column")
+        _has_no_images(prompt)
         if tools_of(prompt):
             raise InputError(
                 f"{named} has `tools`, and policies are sent messages only: drop the column, or judge answers that were"
@@ -78,6 +79,7 @@ class Source:
     ) -> Iterator[tuple[Prompt, Sequence[Candidate]]]:
         for prompt, candidates in found:
             tools_of(prompt)  # raises if no export could hold them
+            _has_no_images(prompt)
             self.labelled += len({c.score for c in candidates if c.score is not None}) > 1
             yield prompt, candidates
         self.check_labels(self.labelled)
@@ -156,6 +158,16 @@ class Source:
                 value = " " + " ".join([before] if isinstance(before, str) else before) if name in _COLUMNS and before else ""
                 said.append(f" (the earlier run was made {'with' if before else 'without'} {option}{value})")
         return "".join(said)
+
+
+def _has_no_images(prompt: Prompt) -> None:
+    """Raises InputError for a prompt that is about pictures: neither policies nor judges would see them."""
+    for name in ("images", "image"):
+        if prompt.fields.get(name):
+            raise InputError(
+                f"prompt {prompt.ordinal + 1} ({prompt.id!r}) has a column `{name}`, and only texts are shown to models:"
+                " drop the column if the prompt can do without"
+            )
 
 
 def _marks(row: PromptRow, *, labels: bool = True) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from helpers import environment, read_rows, rlaif, write_rows
 from hypothesis import HealthCheck, given, settings
@@ -416,3 +418,50 @@ def test_shared_is_the_longest_common_beginning(first, second):
 def test_transcripts_split_at_their_mark(asked, chosen, rejected):
     before = f"\n\nHuman: {asked}\n\nAssistant:"
     assert split(before + chosen, before + rejected) == (before, chosen, rejected)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_rows_behind_one_that_is_too_short_are_checked_and_copied(tmp_path, suffix):
+    path, gap = tmp_path / f"a{suffix}", "," if suffix == ".csv" else "\t"
+    lines = [gap.join(("prompt", "chosen", "rejected")), *(gap.join((f"q {k}", f"yes {k}", f"no {k}")) for k in range(100))]
+    lines[11] = "q 10"
+    path.write_text("\n".join(lines) + "\n")
+    report = check(path, fix=tmp_path / "clean.jsonl")
+    (found,) = [f for f in report.findings if f.rule.severity == "error"]
+    assert (found.rule.code, found.count, found.examples[0][0], report.rows) == ("unreadable", 1, 12, 100)
+    assert "as many fields" in found.examples[0][1] and str(path) not in found.examples[0][1]
+    assert len((tmp_path / "clean.jsonl").read_text().splitlines()) == 99
+
+
+def test_rows_behind_invalid_utf8_in_parquet_are_checked_and_copied(tmp_path):
+    texts = [f"yes {k}".encode() for k in range(100)]
+    texts[10] = b"y\xff"
+    chosen = pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+    table = {"prompt": [f"q {k}" for k in range(100)], "chosen": chosen, "rejected": [f"no {k}" for k in range(100)]}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    report = check(tmp_path / "a.parquet", fix=tmp_path / "clean.jsonl")
+    (found,) = [f for f in report.findings if f.rule.severity == "error"]
+    assert (found.rule.code, found.examples[0][0], report.rows) == ("unreadable", 11, 100)
+    assert "--replace" not in found.examples[0][1] and len((tmp_path / "clean.jsonl").read_text().splitlines()) == 99
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_not_copied(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,chosen,rejected\n" + "q,yes,no\n" * 5 + 'q,"yes"x,no\n' + "q,yes,no\n" * 50)
+    report = check(path)
+    (found,) = [f for f in report.findings if f.rule.code == "unreadable"]
+    assert found.examples[0][0] == 7 and "nothing behind it can be read" in found.examples[0][1]
+    with pytest.raises(InputError, match="a copy would lack it all"):
+        check(path, fix=tmp_path / "clean.jsonl")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_numbers_beyond_floats_and_repairs_in_two_columns_are_counted_by_row(tmp_path):
+    one = {"role": "assistant", "content": "yes"}
+    asked = [{"role": "user", "content": "q"}]
+    rows = [{"prompt": asked, "chosen": one | {"content": f"y {k}"}, "rejected": one | {"content": f"n {k}"}} for k in range(5)]
+    path = write_rows(tmp_path / "a.jsonl", [rows[0] | {"margin": 10**400}, *rows[1:]])
+    report = check(path, fix=tmp_path / "clean.jsonl")
+    counts = {f.rule.code: f.count for f in report.findings if f.rule.severity == "error"}
+    assert counts == {"wrong_number": 1, "object_answer": 5}
+    assert {(c["action"], c["reason"]): c["rows"] for c in report.fixed["counts"]}["repaired", "object_answer"] == 4

@@ -347,3 +347,11 @@ def test_tools_that_no_export_could_hold_are_refused_before_anything_is_spent(tm
     how = ("--policy", "fake/oracle") if command == "generate" else ("--judge", "longest.py:longest")
     said = command_line(command, path, *how, "--out", tmp_path / "run", expect=2).stderr
     assert "`tools` must be a list of schemas" in said and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "judge"])
+def test_prompts_about_pictures_are_refused(tmp_path, command):
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "What is on it?", "candidates": ["1", "22"], "images": ["a.png"]}])
+    how = ("--policy", "fake/oracle") if command == "generate" else ("--judge", "longest.py:longest")
+    said = command_line(command, path, *how, "--out", tmp_path / "run", expect=2).stderr
+    assert "has a column `images`" in said and not (tmp_path / "run").exists()

@@ -21,13 +21,13 @@ _AT_ONCE = 1 << 18
 
 
 def key(*parts: str) -> int:
-    """A hash of texts in this order, 1..2^63-1; the same in every run."""
+    """A hash of texts in this order, 1..2^64-1; the same in every run."""
     hasher = blake2b(digest_size=8)
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass")
         hasher.update(len(raw).to_bytes(8, "little"))
         hasher.update(raw)
-    return (int.from_bytes(hasher.digest(), "little") >> 1) or 1
+    return int.from_bytes(hasher.digest(), "little") or 1
 
 
 class Column:

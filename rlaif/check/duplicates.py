@@ -42,8 +42,9 @@ class Duplicates:
             sides = [int(self._sides.at(row)[0]) for row in rows]
             places = [int(self._places.at(row)[0]) for row in rows]
             if len(set(sides)) == 2:
+                first = [places[sides.index(side)] for side in (0, 1)]
                 for side, place in zip(sides, places, strict=True):
-                    other = next(p for s, p in zip(sides, places, strict=True) if s != side)
+                    other = first[1 - side]
                     yield "contradiction", place, f"row {other} has the opposite label"
                 continue
             for place in places[1:]:

@@ -16,10 +16,10 @@ import orjson
 
 from rlaif.check.findings import Findings, excerpt
 from rlaif.check.formats import Format, format_of
-from rlaif.check.reading import Read
+from rlaif.check.reading import Ended, Read
 from rlaif.check.repairs import explicit, repaired
 from rlaif.errors import InputError
-from rlaif.export import write_jsonl
+from rlaif.export import whole, write_jsonl
 
 
 def place_for(out: Path, source: Path) -> Path:
@@ -52,7 +52,7 @@ class Fix:
         for place, row in rows:
             kept, done = self._decide(place, row)
             self.rows += kept is not None
-            self.changes.update((action, reason) for action, reason, _ in done)
+            self.changes.update({(action, reason) for action, reason, _ in done})
             name = None if isinstance(row, InputError) else row.get("id")
             name = name if isinstance(name, (str, int)) else None
             yield kept, [{"line": place, "id": name, "action": act, "reason": why, "detail": what} for act, why, what in done]
@@ -61,6 +61,8 @@ class Fix:
         self, place: int, row: Mapping[str, Any] | InputError
     ) -> tuple[Mapping[str, Any] | None, list[tuple[str, str, str]]]:
         marks = self._marks(place)
+        if isinstance(row, Ended):
+            raise InputError(f"--fix: row {place}: {row}: a copy would lack it all, so none is written")
         if isinstance(row, InputError):
             return None, [("removed", "unreadable", excerpt(row))]
         if marks:
@@ -86,11 +88,9 @@ class Fix:
 
 def write(out: Path, changes_at: Path, fix: Fix, rows: Iterator[Read]) -> bool:
     """Writes the copy and the list of changes, both or neither: False if no row is left. Raises InputError if it cannot."""
-    part = changes_at.with_name(f".{changes_at.name}.part")
     try:
-        with part.open("wb") as listed:
+        with whole(changes_at) as listed:
             write_jsonl(out, _noting(fix, rows, listed))
-        part.replace(changes_at)
         return True
     except _NothingLeft:
         return False
@@ -98,8 +98,6 @@ def write(out: Path, changes_at: Path, fix: Fix, rows: Iterator[Read]) -> bool:
         raise InputError(f"cannot write {str(out)!r}: {error.strerror or error}") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"--fix {str(out)!r}: a row cannot be written as JSON: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _noting(fix: Fix, rows: Iterator[Read], listed: IO[bytes]) -> Iterator[Mapping[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,8 +100,7 @@ def _one(
 ) -> Example | None:
     """Checks a row by itself, and returns it if other rows are to be compared with it: without an error, that is."""
     row, mended = repaired(row)
-    for code, detail in mended:
-        findings.add(code, place, detail, keep=True)
+    _add(findings, place, mended, keep=True)
     form = format_of(row)
     seen.count(place, row, form)
     example, faults = read(row, form)
@@ -119,16 +118,15 @@ def _one(
     faults += seen.balance.add(example)
     keep = [fault for fault in faults if fault[0] == "implicit_prompt" and separable(example)]
     _add(findings, place, [fault for fault in faults if fault not in keep])
-    for code, detail in keep:
-        findings.add(code, place, detail, keep=True)
+    _add(findings, place, keep, keep=True)
     wrong = any(RULES[code].severity == "error" for code, _ in faults if code != "implicit_prompt" or not keep)
     return None if wrong else example
 
 
-def _add(findings: Findings, place: int, faults: list[Fault]) -> None:
-    """Adds what is wrong with a row, each code once."""
+def _add(findings: Findings, place: int, faults: Sequence[Fault], *, keep: bool = False) -> None:
+    """Adds what is wrong with a row, each code once; `keep`: the row itself can stay."""
     for code, detail in {code: (code, detail) for code, detail in reversed(faults)}.values():
-        findings.add(code, place, detail)
+        findings.add(code, place, detail, keep=keep)
 
 
 def _whole(seen: Seen, findings: Findings) -> None:

@@ -15,9 +15,14 @@ from rlaif.rows.strict import quick_json, strict_json
 from rlaif.rows.unpack import PACKED, opened
 
 _NUMBER = re.compile(r"(.*?)(\d+)\Z", re.DOTALL)
-_PLACE = re.compile(r":(\d+): ")
+_PLACE = re.compile(r"(?::|: row )(\d+): ")
 _LINED = (".jsonl", ".ndjson")
 _KINDS = (*_LINED, ".json", ".parquet", ".csv", ".tsv")
+
+
+class Ended(InputError):
+    """The file cannot be read any further, though there is more of it."""
+
 
 Read = tuple[int, Mapping[str, Any] | InputError]
 """(the number of a line or row, what stands there)"""
@@ -45,17 +50,38 @@ def _kind(path: Path) -> str:
 
 
 def read(path: Path) -> Iterator[Read]:
-    """Each row or the reason why it is none, with its number. Lines of JSON Lines go on behind an unreadable one."""
+    """Each row or the reason why it is none, with its number. Reading goes on behind an unreadable row wherever it can.
+
+    Where it cannot, the last thing that is yielded is an `Ended`.
+    """
     if _kind(path) in _LINED:
         yield from _lines(path)
         return
     last = 0
+    unread: list[InputError] = []
     try:
-        for where, row in rows(str(path), lossy=False):
+        for where, row in rows(str(path), lossy=False, unread=unread.append):
+            yield from _told(unread, last)
             last = number(where)
             yield last, row
+        yield from _told(unread, last)
     except InputError as error:
-        yield _place(error, last + 1), error
+        yield from _told(unread, last)
+        yield _place(error, last + 1), Ended(f"{_reason(error)}; nothing behind it can be read")
+
+
+def _told(unread: list[InputError], last: int) -> Iterator[Read]:
+    """What could not be read since the row `last`, once."""
+    for error in unread:
+        yield _place(error, last + 1), InputError(_reason(error))
+    unread.clear()
+
+
+def _reason(error: InputError) -> str:
+    """What an error says, without where and without what `check` cannot do."""
+    said = str(error).removesuffix(MENDABLE)
+    match = _PLACE.search(said)
+    return said[match.end() :] if match else said
 
 
 def number(where: str) -> int:

@@ -191,7 +191,10 @@ def _has_nan(value: Any) -> bool:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 CHECKS: tuple[Callable[[Example], Iterator[Fault]], ...] = (empty, equal, implicit, roles, numbers)

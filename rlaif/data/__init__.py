@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rlaif.data.candidates import CONTRADICTED, LEFT_OUT, comparison
+from rlaif.data.candidates import CONTRADICTED, DIFFERENT_PROMPTS, LEFT_OUT, comparison
 from rlaif.data.columns import Columns, find
 from rlaif.data.ids import Answer, Ids
 from rlaif.data.messages import plainly
@@ -101,6 +101,7 @@ def _read(
                         form = read.form
                 else:
                     messages, used = prompt_of(where, row, columns, notes)
+                    reason = None if messages else DIFFERENT_PROMPTS
                 reference, fields = _others(where, row, columns, used)
             except RecursionError:
                 raise InputError(f"{where}: a column is nested too deeply") from None

@@ -66,7 +66,7 @@ def _message(where: str, message: Any, name: str) -> Message:
     told = {str(k): plainly(v) for k, v in message.items() if v is not None}
     if "role" not in told and "from" in told:
         speaker = told.pop("from")
-        if speaker not in _SPEAKERS:
+        if not isinstance(speaker, str) or speaker not in _SPEAKERS:
             raise InputError(f"{where}: a message of `{name}` is from {speaker!r}; there are {', '.join(_SPEAKERS)}")
         told = {"role": _SPEAKERS[speaker], "content": told.pop("value", None), **told}
     if told.get("role") not in _ROLES:

@@ -25,7 +25,7 @@ Asked = tuple[tuple[Message, ...], tuple[str, ...]]
 
 
 def prompt_of(where: str, row: Mapping[str, Any], columns: Columns, notes: Counter[str] | None = None) -> Asked:
-    """What the row asks. Raises InputError.
+    """What the row asks; nothing where the two sides of a pair do not answer the same. Raises InputError.
 
     With `notes`, answers at the end of a chat log are left out and counted; without, they are refused: who judges candidates
     must know what these are answers to.
@@ -75,12 +75,12 @@ def _log(where: str, value: list[Any], name: str, notes: Counter[str] | None) ->
 
 
 def _of_pair(where: str, row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """What two whole conversations open with. Raises InputError where they do not open alike."""
+    """What two whole conversations open with; nothing where they do not open alike."""
     told = []
     for name in ("chosen", "rejected"):
         side = row[name]
         turns = transcript(where, side, name) if isinstance(side, str) else conversation(where, side, name)
         told.append(unanswered(turns))
     if told[0] != told[1] or not told[0]:
-        raise InputError(f"{where}: `chosen` and `rejected` do not open with the same prompt")
+        return ()
     return answerable(where, told[0], "chosen")

@@ -16,7 +16,7 @@ from rlaif.errors import InputError
 from rlaif.rows.lines import Row, json_rows, jsonl_rows, kind_of, txt_rows
 from rlaif.rows.mend import MENDABLE, Mender
 from rlaif.rows.sets import hub_rows, is_saved, saved_rows
-from rlaif.rows.tables import Empty, csv_rows, parquet_rows, tsv_rows
+from rlaif.rows.tables import Empty, Unread, csv_rows, parquet_rows, refuse, tsv_rows
 from rlaif.rows.unpack import PACKED, opened
 from rlaif.templates import example
 
@@ -28,7 +28,7 @@ _LINED: dict[str, Callable[[str, BinaryIO, bool], Iterator[Row]]] = {
     ".json": json_rows,
     ".txt": txt_rows,
 }
-_TABLES: dict[str, Callable[[str, BinaryIO, bool, Empty], Iterator[Row]]] = {
+_TABLES: dict[str, Callable[[str, BinaryIO, bool, Empty, Unread], Iterator[Row]]] = {
     ".csv": csv_rows,
     ".tsv": tsv_rows,
     ".parquet": parquet_rows,
@@ -37,10 +37,11 @@ _KINDS = (*_LINED, *_TABLES)
 _EMPTY: Empty = {"prompt": ""}
 
 
-def rows(source: str | Iterable[Any], *, lossy: bool, empty: Empty = _EMPTY) -> Iterator[Row]:
+def rows(source: str | Iterable[Any], *, lossy: bool, empty: Empty = _EMPTY, unread: Unread = refuse) -> Iterator[Row]:
     """The rows of any source. `lossy`: what is no text in them may be lone surrogates, and is mended by the caller.
 
-    Empty cells of tables are left out of their rows but in the columns of `empty`: there they stand for its value.
+    Empty cells of tables are left out of their rows but in the columns of `empty`: there they stand for its value. `unread` is
+    told of rows of a table that cannot be read and behind which others can.
     """
     if not isinstance(source, (str, Path)):
         yield from _values(source)
@@ -50,11 +51,11 @@ def rows(source: str | Iterable[Any], *, lossy: bool, empty: Empty = _EMPTY) -> 
         raise InputError(f"no file at {name[:200]!r}: no file's name holds a null character")
     path = example(name)
     if os.path.isdir(path):
-        yield from _folder_rows(path, lossy, empty)
+        yield from _folder_rows(path, lossy, empty, unread)
     elif not os.path.exists(path) and _kind(path) not in _KINDS and _may_be_on_hub(name):
         yield from hub_rows(name, empty)
     else:
-        yield from _file_rows(name, path, lossy, empty)
+        yield from _file_rows(name, path, lossy, empty, unread)
 
 
 def _values(source: Iterable[Any]) -> Iterator[Row]:
@@ -71,7 +72,7 @@ def _kind(path: Path) -> str:
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
-def _file_rows(name: str, path: Path, lossy: bool, empty: Empty) -> Iterator[Row]:
+def _file_rows(name: str, path: Path, lossy: bool, empty: Empty, unread: Unread) -> Iterator[Row]:
     kind = _kind(path)
     if kind not in _KINDS:
         if not os.path.exists(path):
@@ -84,14 +85,14 @@ def _file_rows(name: str, path: Path, lossy: bool, empty: Empty) -> Iterator[Row
             if kind in _LINED:
                 yield from _LINED[kind](str(path), file, lossy)
             else:
-                yield from _TABLES[kind](str(path), file, lossy, empty)
+                yield from _TABLES[kind](str(path), file, lossy, empty, unread)
     except FileNotFoundError:
         raise InputError(f"no file at {name!r}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {name!r}: {error}") from None
 
 
-def _folder_rows(path: Path, lossy: bool, empty: Empty) -> Iterator[Row]:
+def _folder_rows(path: Path, lossy: bool, empty: Empty, unread: Unread) -> Iterator[Row]:
     """A saved dataset, or files of one kind in the order of their names; hidden ones are passed over."""
     shards = [shard for shard in sorted(path.iterdir()) if not shard.name.startswith((".", "_"))]
     if is_saved(path) or not shards or not all(shard.is_file() and _kind(shard) in _KINDS for shard in shards):
@@ -102,7 +103,7 @@ def _folder_rows(path: Path, lossy: bool, empty: Empty) -> Iterator[Row]:
             f"{str(path)!r} holds files of several kinds ({', '.join(sorted(kinds))}): name one file, or keep one kind"
         )
     for shard in shards:
-        yield from _file_rows(str(shard), shard, lossy, empty)
+        yield from _file_rows(str(shard), shard, lossy, empty, unread)
 
 
 def _may_be_on_hub(name: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from rlaif.errors import InputError
@@ -22,6 +22,13 @@ _LINES = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 
 Empty = Mapping[str, str | None]
 """What an empty cell of a column stands for, where it is to be kept."""
+Unread = Callable[[InputError], object]
+"""Is told of a row that cannot be read: it raises, or the reading goes on behind it."""
+
+
+def refuse(error: InputError) -> None:
+    """Ends the reading."""
+    raise error
 
 
 class _Lines:
@@ -54,7 +61,9 @@ class _Lines:
                 yield text
 
 
-def csv_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty, *, delimiter: str = ",") -> Iterator[Row]:
+def csv_rows(
+    name: str, file: BinaryIO, lossy: bool, empty: Empty, unread: Unread = refuse, *, delimiter: str = ","
+) -> Iterator[Row]:
     """The rows below the header."""
     csv.field_size_limit(MAX_LINE_BYTES)
     lines = _Lines(name, file, lossy)
@@ -71,18 +80,19 @@ def csv_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty, *, delimiter:
                 continue
             where = f"{name}:{reader.line_num + lines.skipped}"
             if len(cells) != len(header):
-                raise InputError(f"{where}: the row does not have as many fields as the header")
+                unread(InputError(f"{where}: the row does not have as many fields as the header"))
+                continue
             yield where, kept | {column: cell for column, cell in zip(header, cells, strict=True) if cell}
     except csv.Error as error:
         raise InputError(f"{name}:{reader.line_num + lines.skipped}: not valid CSV: {error}") from None
 
 
-def tsv_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty) -> Iterator[Row]:
+def tsv_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty, unread: Unread = refuse) -> Iterator[Row]:
     """The same between tabs."""
-    return csv_rows(name, file, lossy, empty, delimiter="\t")
+    return csv_rows(name, file, lossy, empty, unread, delimiter="\t")
 
 
-def parquet_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty) -> Iterator[Row]:
+def parquet_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty, unread: Unread = refuse) -> Iterator[Row]:
     """The rows, a batch at a time."""
     import pyarrow
     import pyarrow.parquet
@@ -91,9 +101,9 @@ def parquet_rows(name: str, file: BinaryIO, lossy: bool, empty: Empty) -> Iterat
         with seekable(name, file) as whole:
             place = 0
             for batch in pyarrow.parquet.ParquetFile(whole).iter_batches(batch_size=_BATCH):
-                for row in _arrow_rows(name, batch, place, lossy):
-                    place += 1
-                    yield f"{name}: row {place}", without_nulls(row, empty)
+                for at, row in _arrow_rows(name, batch, place, lossy, unread):
+                    yield f"{name}: row {at}", without_nulls(row, empty)
+                place += batch.num_rows
     except pyarrow.ArrowException as error:
         raise InputError(f"{name}: not valid parquet: {error}") from None
 
@@ -103,23 +113,23 @@ def without_nulls(row: Mapping[str, Any], empty: Empty) -> dict[str, Any]:
     return {column: value for column, value in row.items() if value is not None or column in empty}
 
 
-def _arrow_rows(name: str, batch: Any, before: int, lossy: bool) -> list[dict[str, Any]]:
-    """The rows of a batch that follows on `before` others. Other programs put any bytes into Arrow's texts."""
+def _arrow_rows(name: str, batch: Any, before: int, lossy: bool, unread: Unread) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, row) of a batch that follows on `before` others. Other programs put any bytes into Arrow's texts."""
     try:
-        rows: list[dict[str, Any]] = batch.to_pylist()
-        return rows
+        yield from enumerate(batch.to_pylist(), before + 1)
+        return
     except UnicodeDecodeError:
-        rows = [{column: batch[column][place] for column in batch.schema.names} for place in range(batch.num_rows)]
-    found = []
-    for place, row in enumerate(rows, before + 1):
+        pass
+    for at in range(batch.num_rows):
+        row = {column: batch[column][at] for column in batch.schema.names}
         try:
-            found.append(
-                {column: _arrow_value(value, "surrogateescape" if lossy else "strict") for column, value in row.items()}
+            yield (
+                before + at + 1,
+                {column: _arrow_value(value, "surrogateescape" if lossy else "strict") for column, value in row.items()},
             )
         except UnicodeDecodeError as error:
-            at = error.object[error.start : error.start + 4]
-            raise InputError(f"{name}: row {place}: invalid UTF-8: {at!r}{MENDABLE}") from None
-    return found
+            wrong = error.object[error.start : error.start + 4]
+            unread(InputError(f"{name}: row {before + at + 1}: invalid UTF-8: {wrong!r}{MENDABLE}"))
 
 
 def _arrow_value(value: Any, errors: str) -> Any:
