@@ -35,6 +35,7 @@ from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import PreferencePair, Ranking, Record
 
 BEST_OF_N = "best-of-n"
+_DIGITS = 9
 _LIMITS = {"margin": (0.0, math.inf), "p": (0.5, 1.0), "max-length-ratio": (1.0, math.inf), "cap": (1, math.inf)}
 
 
@@ -64,8 +65,8 @@ class Pool(NamedTuple):
     draw: Callable[[int], int]
 
     def p(self, pair: tuple[int, int]) -> float:
-        """The probability that the first of the pair is the better one."""
-        return win_probability(self.ranking.strengths[pair[0]], self.ranking.strengths[pair[1]])
+        """The probability that the first of the pair is the better one, equal for pairs that differ in rounding alone."""
+        return round(win_probability(self.ranking.strengths[pair[0]], self.ranking.strengths[pair[1]]), _DIGITS)
 
     def length_ratio(self, pair: tuple[int, int]) -> float:
         """The longer text's length over the shorter one's."""

@@ -343,3 +343,14 @@ def test_an_unfinished_run_exports_what_is_finished_and_says_so(tmp_path):
 
 def test_a_rule_is_shown_as_it_was_meant():
     assert Rule("top-k", 2.0) == parse("top-k") and str(Rule("top-k", 2.0)) == "top-k:2"
+
+
+def test_of_pairs_that_are_equally_sure_the_first_are_kept():
+    """Neighbours of an even scale are told apart alike: what the solver's last bits say of them is no reason to take one."""
+    for order in permutations((4.0, 3.0, 2.0, 1.0, 0.0)):
+        record, _ = rated(*order)
+        said = Verdict("j", tuple(c.id for c in record.candidates), order)
+        (ranking,) = rank([Record(PROMPT, record.candidates, (said,))], [[c.id for c in record.candidates]])
+        found = select(parse("all-pairs,cap=4"), Record(PROMPT, record.candidates, (said,)), ranking)
+        kept = [(p.score_chosen, p.score_rejected) for p in found.pairs]
+        assert kept == [(4.0, 0.0), (4.0, 1.0), (3.0, 0.0), (4.0, 2.0)]
