@@ -172,7 +172,8 @@ class Choices:
 
 
 def _share(part: float, whole: int) -> float | None:
-    return round(part / whole, 6) if whole else None
+    """None, too, where a sum of scores has left the floats: a summary is JSON, which has no infinity."""
+    return round(part / whole, 6) if whole and math.isfinite(part) else None
 
 
 def outcomes(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:

@@ -91,12 +91,13 @@ def _best_random(pool: Pool, value: float) -> _Picks:
 
 
 def _mu_2sigma(pool: Pool, value: float) -> _Picks:
-    scores = [pool.ranking.scores[k] for k in pool.order]
-    mean = sum(scores) / len(scores)
-    target = mean - 2.0 * math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores))
+    largest = max(abs(pool.ranking.scores[k]) for k in pool.order) or 1.0  # in shares of it no square leaves the floats
+    scores = {k: pool.ranking.scores[k] / largest for k in pool.order}
+    mean = sum(scores.values()) / len(scores)
+    target = mean - 2.0 * math.sqrt(sum((s - mean) ** 2 for s in scores.values()) / len(scores))
     best, *others = pool.order
     weaker = [k for k in others if pool.p((best, k)) >= 0.5 + TIE]
-    return [(best, min(weaker, key=lambda k: abs(pool.ranking.scores[k] - target)))] if weaker else []
+    return [(best, min(weaker, key=lambda k: abs(scores[k] - target)))] if weaker else []
 
 
 def _top_k(pool: Pool, value: float) -> _Picks:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import rlaif
 from rlaif import pairs, results
+from rlaif.audit import Choices
 from rlaif.errors import InputError
 from rlaif.ranking.bradley_terry import rank, win_probability
 from rlaif.selection import NAMES, Rule, Selection, best, parse, select
@@ -354,3 +355,26 @@ def test_of_pairs_that_are_equally_sure_the_first_are_kept():
         found = select(parse("all-pairs,cap=4"), Record(PROMPT, record.candidates, (said,)), ranking)
         kept = [(p.score_chosen, p.score_rejected) for p in found.pairs]
         assert kept == [(4.0, 0.0), (4.0, 1.0), (3.0, 0.0), (4.0, 2.0)]
+
+
+@pytest.mark.parametrize("size", [1e308, 1e200, 1e-200, 5e-324])
+@pytest.mark.parametrize("rule", PAIR_RULES)
+def test_scores_of_any_size_can_be_told_apart(rule, size):
+    record, _ = rated(size, -size, 0.0)
+    said = Verdict("j", tuple(c.id for c in record.candidates), (size, -size, 0.0))
+    record = Record(PROMPT, record.candidates, (said,))
+    (ranking,) = rank([record], [[c.id for c in record.candidates]])
+    rule = {"margin": "margin:0", "max-length-ratio": "max-length-ratio:2"}.get(rule, rule)
+    found, choices = select(parse(rule), record, ranking), Choices()
+    assert found.pairs[0].chosen.id == "p/0"
+    choices.add(found)
+    json.dumps(choices.numbers(parse(rule)), allow_nan=False)
+
+
+def test_mu_2sigma_picks_alike_on_any_scale():
+    scores = (9.0, 8.5, 8.0, 8.0, 7.5, 3.0)
+    expected = picked("mu-2sigma", *scores)
+    for scale in (1e-200, 1e-9, 1e9, 1e200):
+        record, ranking = rated(*scores)
+        scaled = Ranking(ranking.ids, ranking.strengths, tuple(s * scale for s in scores))
+        assert places(select(parse("mu-2sigma"), record, scaled)) == expected
