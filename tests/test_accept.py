@@ -300,6 +300,7 @@ def test_the_first_right_solution_of_each_question_by_its_reference(tmp_path, so
         (("--accept", "correct"), "has no `reference`"),
         (("--accept", "good"), "is no rule: give `correct`"),
         (("--target", "5"), "give --accept"),
+        (("--max-samples", "5"), "give --accept"),
         (("--accept", "score:0.5", "-n", "4", "--max-samples", "3"), "less than one round"),
         (("--accept", "score:0.5", "--temperature", "0"), "the first one again"),
     ],
