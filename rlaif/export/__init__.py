@@ -6,12 +6,13 @@ surrogate pair where a row is written, NaN already by `number`, through which ev
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -69,16 +70,33 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside its place, which is moved there when the block ends without an exception, and else removed."""
+    """A file beside its place, which is moved there when the block ends without an exception, and else removed.
+
+    Of several that write to one place at a time, each waits for the one before: a run may end while it is being exported.
+    """
     part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb", _BUFFER) as file:
+    with _alone(part) as file:
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _alone(part: Path) -> IO[bytes]:
+    """The file, empty and locked: what another process has left there is overwritten, one that still writes is waited for."""
+    while True:
+        file = part.open("ab", _BUFFER)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), part.stat()):  # else it has been moved to its place meanwhile
+                file.seek(0)
+                file.truncate()
+                return file
+        file.close()
 
 
 def number(value: float) -> float:
