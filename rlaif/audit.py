@@ -101,11 +101,12 @@ class Audit:
 class Choices:
     """Counts over what a selection rule made of records; add each record once, then read `numbers`.
 
-    `made` are the pairs (or best answers), `dropped` the records without any, by reason.
+    `made` are the pairs (or best answers), `dropped` the records without any, by reason; `accepted` those with an accepted
+    answer, in rejection sampling.
     """
 
     def __init__(self) -> None:
-        self.records = self.made = 0
+        self.records = self.made = self.accepted = 0
         self.dropped: Counter[str] = Counter()
         self._limited: Counter[str] = Counter()
         self._before, self._after = [0, 0], [0, 0]
@@ -172,7 +173,8 @@ class Choices:
 
 
 def _share(part: float, whole: int) -> float | None:
-    return round(part / whole, 6) if whole else None
+    """None, too, where a sum of scores has left the floats: a summary is JSON, which has no infinity."""
+    return round(part / whole, 6) if whole and math.isfinite(part) else None
 
 
 def outcomes(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:

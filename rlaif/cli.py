@@ -27,6 +27,7 @@ from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export.formats import FORMATS
 from rlaif.models import catalog
 from rlaif.options import BEST_OF_N, CANDIDATES, GENERATE, HOW, JUDGE, OUT, PROMPTS, Options
+from rlaif.rundir import NO_ROOM
 from rlaif.voice import Face, leave_terminal, speaking
 
 _TERM_DEADLINE_S = 60
@@ -87,7 +88,8 @@ def export_command(
         try:
             summary = results.export(directory, form, path, select=select)
         except OSError as error:
-            raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+            said = f"cannot write {str(path)!r}: {error.strerror or error}"
+            raise (StopRun("disk", said) if error.errno in NO_ROOM else InputError(said)) from None
         for line in progress.export_lines(path, summary):
             typer.echo(line)
 

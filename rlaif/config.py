@@ -50,6 +50,9 @@ def _is_text(value: str | None) -> str | None:
     return value
 
 
+_MAX_SAMPLES = 16
+
+
 class RunConfig(BaseModel):
     """The settings of generate, best-of-n and judge. `config.yaml` in the run directory holds them, without secrets."""
 
@@ -86,7 +89,7 @@ class RunConfig(BaseModel):
     select: str | None = None
     accept: str | None = None
     target: int | None = Field(default=None, ge=1)
-    max_samples: int = Field(default=16, ge=1)
+    max_samples: int = Field(default=_MAX_SAMPLES, ge=1)
     extra_body: Annotated[dict[str, Any], AfterValidator(_is_json)] = {}
     concurrency: int = Field(default=64, ge=1)
     timeout_s: float = Field(default=600.0, gt=0.0, allow_inf_nan=False)
@@ -135,7 +138,7 @@ def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:
     _check_selection(config)
     if config.command != "judge" and not config.policy:
         raise InputError("no policy model: give --policy, for example --policy smollm2")
-    if config.accept is not None or config.target is not None:
+    if config.accept is not None or config.target is not None or config.max_samples != _MAX_SAMPLES:
         _check_accept(config)
     elif config.command != "judge" and config.n * len(config.policy) < 2:
         raise InputError("one candidate a prompt leaves nothing to compare: n times the number of policies must be at least 2")
@@ -145,7 +148,13 @@ def make_config(given: dict[str, Any], file: str | None = None) -> RunConfig:
 def _check_accept(config: RunConfig) -> None:
     """Raises InputError if rejection sampling cannot be done so."""
     if config.accept is None:
-        raise InputError("--target counts accepted answers: give --accept, for example --accept score:7")
+        raise InputError(
+            "--target and --max-samples are for sampling until one is accepted: give --accept, as in --accept score:7"
+        )
+    if config.select is not None and selection.parse(config.select).p is not None:
+        raise InputError(
+            f"--select {config.select}: with --accept, what is accepted is taken; ask for more by the rule of --accept"
+        )
     if config.command != "best-of-n":
         raise InputError("--accept is of rlaif best-of-n, which samples until an answer is accepted")
     if config.n * len(config.policy) > config.max_samples:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rlaif import forecast
@@ -64,7 +65,15 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
     if config.checks and any(plan.check is not None for plan in plans):
         found["assumed"].append("planted checks of a judge come on top: some ten calls, and two for one prompt of a hundred")
     if config.accept is not None:
-        found["assumed"].append(f"every prompt takes {config.max_samples} samples: one with an accepted answer takes fewer")
+        least = replace(
+            work,
+            prompts=min(prompts, config.target or prompts),
+            n=config.n,
+            judges=[replace(judge, calls=config.n * len(config.policy)) for judge in work.judges],
+        )
+        if measured is None:
+            found["low"] = forecast.forecast(least, seed=config.seed)["low"]
+        found["assumed"].append(f"every prompt takes all of its {config.max_samples} samples; low: its first ones are accepted")
     return {
         "prompts": prompts,
         "finished": finished,

@@ -93,6 +93,7 @@ class Best:
     score: float
     p_win: float | None
     n: int
+    judge: str
     margin: float | None = None
     longer: tuple[int, int] = (0, 0)
 
@@ -130,7 +131,7 @@ def best_of_n(
     texts = {c.id: c.text for c in usable}
     differ = [len(winner.text) - len(texts[ranking.ids[k]]) for k in apart]
     longer = sum(d != 0 for d in differ), sum(d > 0 for d in differ)
-    return Best(record, winner, score, sum(wins) / len(wins) if wins else None, len(usable), margin, longer)
+    return Best(record, winner, score, sum(wins) / len(wins) if wins else None, len(usable), judge_name(record), margin, longer)
 
 
 def compared(verdicts: Sequence[Verdict]) -> set[str]:

@@ -144,10 +144,10 @@ def export_lines(path: Path, summary: dict[str, Any]) -> Iterator[str]:
 
 def selection_lines(selection: dict[str, Any]) -> Iterator[str]:
     """What a rule for pairs took and dropped."""
-    if selection.get("mean_margin") is None:
-        return
     for reason, count in selection.get("limited", {}).items():
         yield f"  pairs left out, {reason}: {count:,}"
+    if selection.get("mean_margin") is None:
+        return
     longer = {"before": selection["longer_chosen_before"], "after": selection["longer_chosen"]}
     shown = ", ".join(f"{share:.0%} {when}" for when, share in longer.items() if share is not None)
     yield (

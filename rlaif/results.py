@@ -51,7 +51,7 @@ def _read_rows(ledger: Ledger, export: _Export, config: RunConfig | None) -> Ite
 
 
 def export(directory: Path, form: str, out: Path, *, select: str | None = None) -> dict[str, Any]:
-    """Writes what is finished of a run to a file in format `form`, and beside it, in NAME.summary.json, what that came to.
+    """Writes what is finished of a run to a file in format `form`, and beside it, in FILE.summary.json, what that came to.
 
     Returns that summary: every prompt of the run has a row, or a reason in `dropped`, which for a prompt that has no record yet
     is `unfinished`. Raises InputError.
@@ -65,7 +65,7 @@ def export(directory: Path, form: str, out: Path, *, select: str | None = None) 
     counts = export.choices
     dropped = counts.dropped
     if counts.records < prompts:
-        reached = config.target is not None and counts.made >= config.target
+        reached = config.target is not None and counts.accepted >= config.target
         dropped[TARGET_REACHED if reached else "unfinished"] += prompts - counts.records
     summary = {
         "format": form,
@@ -80,8 +80,7 @@ def export(directory: Path, form: str, out: Path, *, select: str | None = None) 
 
 def _summary_of(file: Path) -> Path:
     """Where the summary of an exported file stands."""
-    ending = next((suffix for suffix in files.SUFFIXES if file.name.endswith(suffix)), "")
-    return file.with_name(file.name.removesuffix(ending) + ".summary.json")
+    return file.with_name(f"{file.name}.summary.json")
 
 
 def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str, Any], unneeded: int = 0) -> dict[str, Any]:
@@ -114,8 +113,7 @@ def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str
         "failures": audit.failures(),
     }
     if config.accept is not None:
-        beyond = choices.dropped[TARGET_REACHED] - unneeded
-        accepted = {"rule": config.accept, "target": config.target, "accepted": choices.made + beyond}
+        accepted = {"rule": config.accept, "target": config.target, "accepted": choices.accepted}
         summary["accept"] = accepted | {"samples": audit.candidates}
     elif config.command == "best-of-n":
         n = config.n * len(config.policy)
@@ -220,6 +218,8 @@ class _Export:
         for record, ranking in _rankings(stored, allowed):
             if audit is not None:
                 audit.add(record)
+            accepted = None if accepting is None else accept.accepted(accepting, record.verdicts)
+            choices.accepted += bool(accepted)
             if rule is None:
                 choices.add_row()
                 yield from form.rows(record, ranking)
@@ -232,7 +232,6 @@ class _Export:
                 if chosen.pairs:
                     yield from form.rows(chosen.pairs)
                 continue
-            accepted = None if accepting is None else accept.accepted(accepting, record.verdicts)
             best = selection.best(rule, record, ranking, accepted=accepted, **allowed)
             if isinstance(best, Best) and config.target is not None and choices.made >= config.target:
                 best = TARGET_REACHED

@@ -25,7 +25,8 @@ RESERVE_BYTES = 8 * 2**20
 _COUNTERS = struct.Struct("<QQ")
 _LOOKS_S = (0.005, 0.02, 0.05)
 _ABSURD, _TRIES = 2**32, 100
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that has none left."""
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "glusterfs", "9p")
 
 
@@ -52,7 +53,7 @@ class RunDirectory:
         except OSError as error:
             for handle in handles:
                 os.close(handle)
-            room = f" (a run needs {RESERVE_BYTES / 2**20:.0f} MiB there to begin)" if error.errno in _NO_ROOM else ""
+            room = f" (a run needs {RESERVE_BYTES / 2**20:.0f} MiB there to begin)" if error.errno in NO_ROOM else ""
             said = f"cannot write to the run directory {str(directory)!r}: {error.strerror or error}{room}"
             raise InputError(said) from None
         kind = _file_system(directory)

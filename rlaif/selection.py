@@ -35,6 +35,7 @@ from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import PreferencePair, Ranking, Record
 
 BEST_OF_N = "best-of-n"
+_DIGITS = 9
 _LIMITS = {"margin": (0.0, math.inf), "p": (0.5, 1.0), "max-length-ratio": (1.0, math.inf), "cap": (1, math.inf)}
 
 
@@ -64,8 +65,8 @@ class Pool(NamedTuple):
     draw: Callable[[int], int]
 
     def p(self, pair: tuple[int, int]) -> float:
-        """The probability that the first of the pair is the better one."""
-        return win_probability(self.ranking.strengths[pair[0]], self.ranking.strengths[pair[1]])
+        """The probability that the first of the pair is the better one, equal for pairs that differ in rounding alone."""
+        return round(win_probability(self.ranking.strengths[pair[0]], self.ranking.strengths[pair[1]]), _DIGITS)
 
     def length_ratio(self, pair: tuple[int, int]) -> float:
         """The longer text's length over the shorter one's."""
@@ -90,12 +91,13 @@ def _best_random(pool: Pool, value: float) -> _Picks:
 
 
 def _mu_2sigma(pool: Pool, value: float) -> _Picks:
-    scores = [pool.ranking.scores[k] for k in pool.order]
-    mean = sum(scores) / len(scores)
-    target = mean - 2.0 * math.sqrt(sum((s - mean) ** 2 for s in scores) / len(scores))
+    largest = max(abs(pool.ranking.scores[k]) for k in pool.order) or 1.0  # in shares of it no square leaves the floats
+    scores = {k: pool.ranking.scores[k] / largest for k in pool.order}
+    mean = sum(scores.values()) / len(scores)
+    target = mean - 2.0 * math.sqrt(sum((s - mean) ** 2 for s in scores.values()) / len(scores))
     best, *others = pool.order
     weaker = [k for k in others if pool.p((best, k)) >= 0.5 + TIE]
-    return [(best, min(weaker, key=lambda k: abs(pool.ranking.scores[k] - target)))] if weaker else []
+    return [(best, min(weaker, key=lambda k: abs(scores[k] - target)))] if weaker else []
 
 
 def _top_k(pool: Pool, value: float) -> _Picks:

@@ -139,7 +139,7 @@ class Source:
                 )
             return
         marks = _marks(before), _marks(now)
-        if marks[0] == marks[1] or marks[0] == _marks(now, labels=False):  # labels that an earlier version did not read
+        if marks[0] == marks[1]:
             return
         raise InputError(
             f"prompt {before.ordinal + 1} ({before.id!r}) has changed since the earlier run in {self._config.out!r}:"
@@ -170,10 +170,10 @@ def _has_no_images(prompt: Prompt) -> None:
             )
 
 
-def _marks(row: PromptRow, *, labels: bool = True) -> dict[str, Any]:
+def _marks(row: PromptRow) -> dict[str, Any]:
     """What may not change of a row, part by part: the beginning of the text as it is, the rest as digests."""
     prompt, candidates = records.load_prompt(row.ordinal, row.id, row.body)
-    given = [[c.text, c.model, c.score if labels else None] for c in candidates]
+    given = [[c.text, c.model, c.score] for c in candidates]
     parts = {"messages": list(prompt.messages), "reference": prompt.reference, "candidates": given}
     return {"id": row.id, "text": prompt.text[:_SHOWN]} | {name: digest(part, 8) for name, part in parts.items()}
 

@@ -310,6 +310,7 @@ def test_the_first_right_solution_of_each_question_by_its_reference(tmp_path, so
         pytest.param(("--target", "5"), "give --accept", marks=pytest.mark.slow),
         pytest.param(("--accept", "score:0.5", "-n", "4", "--max-samples", "3"), "less than one round", marks=pytest.mark.slow),
         pytest.param(("--accept", "score:0.5", "--temperature", "0"), "the first one again", marks=pytest.mark.slow),
+        (("--max-samples", "5"), "give --accept"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_spent(tmp_path, room, arguments, words):
@@ -326,4 +327,6 @@ def test_generate_takes_no_rule_of_acceptance(tmp_path):
 
 def test_a_forecast_is_for_the_most_that_it_may_take(tmp_path, room, judge):
     said = sample(tmp_path, room, judge, "--max-samples", 5, "--dry-run", prompts=10).stdout
-    assert "policy_calls: 50" in said and "every prompt takes 5 samples" in said and room.count() == 0
+    assert "policy_calls: 50" in said and "every prompt takes all of its 5 samples" in said and room.count() == 0
+    (calls,) = [line.split() for line in said.splitlines() if line.startswith("policy calls")]
+    assert calls[-3:] == ["10", "50", "50"]

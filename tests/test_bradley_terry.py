@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import tracemalloc
-from itertools import combinations, permutations
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -360,3 +360,14 @@ def test_thousands_of_prompts_fit_at_once():
         records.append(record(said, ids))
     rankings = rank(records, [ids] * len(records))
     assert [max(zip(r.strengths, r.ids, strict=True))[1] for r in rankings] == best
+
+
+@pytest.mark.parametrize("n", [3, 4, 5])
+def test_candidates_of_equal_ratings_have_equal_strengths_to_the_last_bit(n):
+    """Bits that the solver leaves between equals would choose among them, in place of their order."""
+    ids = "abcde"[:n]
+    for ratings in product((0.0, 1.0, 2.0), repeat=n):
+        rated = record([Verdict("j", tuple(ids), ratings)], ids)
+        (found,) = rank([rated], [list(ids)])
+        assert len(set(found.strengths)) == len(set(ratings))
+        assert sorted(ids, key=lambda c: -found.strengths[ids.index(c)]) == sorted(ids, key=lambda c: -ratings[ids.index(c)])

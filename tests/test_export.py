@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import rlaif
 from rlaif import results
 from rlaif.export import dpo, number, sft, write_jsonl
-from rlaif.pairs import Best
+from rlaif.pairs import Best, judge_name
 from rlaif.types import Candidate, PreferencePair, Prompt, Record, Verdict
 
 PROMPT = Prompt("p", ({"role": "system", "content": "s"}, {"role": "user", "content": "q"}))
@@ -49,7 +49,7 @@ def test_a_pair_that_is_none_is_refused(chosen, rejected):
 
 def test_an_sft_row_is_a_completion_with_where_it_comes_from():
     record = Record(PROMPT, (), (Verdict("one", ("p/0", "p/1"), (1.0, 0.0)), Verdict("two", ("p/0",), None, error="x")))
-    row = sft.row(Best(record, Candidate("p/0", "good", "m"), 2.5, 0.75, 4))
+    row = sft.row(Best(record, Candidate("p/0", "good", "m"), 2.5, 0.75, 4, judge_name(record)))
     assert list(row) == ["id", "prompt", "completion", "score", "p_win", "n", "model", "judge"]
     assert row["completion"] == [{"role": "assistant", "content": "good"}]
     assert (row["score"], row["p_win"], row["n"], row["model"], row["judge"]) == (2.5, 0.75, 4, "m", "one+two")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from helpers import read_rows, rlaif
 
 import rlaif as library
 from rlaif.errors import InputError
-from rlaif.export import files, number
+from rlaif.export import files, number, write_jsonl
 from rlaif.export.formats import FORMATS
 
 NAMES = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"]
@@ -193,3 +195,29 @@ def test_broken_tools_are_named(tmp_path):
     rows = [{"id": "odd", "prompt": "q", "candidates": ["a", "bb"], "tools": "hammer"}]
     with pytest.raises(InputError, match="'odd': `tools` must be a list of schemas"):
         library.judge(rows, judge="longest.py:longest", out=tmp_path).wait()
+
+
+def test_two_that_write_to_one_place_do_not_mix(tmp_path):
+    """As where a run ends, and writes dpo.jsonl, while it is exported to its default place."""
+    path = tmp_path / "dpo.jsonl"
+
+    def rows(who: str):
+        for place in range(5000):
+            if place % 500 == 0:
+                time.sleep(0.005)
+            yield {"who": who, "place": place}
+
+    threads = [threading.Thread(target=write_jsonl, args=(path, rows(who))) for who in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    written = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [row["place"] for row in written] == list(range(5000)) and len({row["who"] for row in written}) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["dpo.jsonl"]
+
+
+def test_what_a_killed_export_has_left_is_overwritten(tmp_path):
+    (tmp_path / ".dpo.jsonl.part").write_bytes(b"x" * 100_000)
+    write_jsonl(tmp_path / "dpo.jsonl", [{"a": 1}])
+    assert (tmp_path / "dpo.jsonl").read_bytes() == b'{"a":1}\n' and len(list(tmp_path.iterdir())) == 1

@@ -215,7 +215,7 @@ def test_a_record_is_all_there_is():
 
 
 def test_a_conversation_ends_with_the_best_answer():
-    best = Best(Record(Prompt("p", TALK), ()), Candidate("p/0", "good", "m"), 2.5, None, 4)
+    best = Best(Record(Prompt("p", TALK), ()), Candidate("p/0", "good", "m"), 2.5, None, 4, "j")
     row = sft.messages_row(best)
     assert row["messages"] == [*TALK, {"role": "assistant", "content": "good"}]
     assert {k: v for k, v in row.items() if k != "messages"} == {

@@ -190,13 +190,13 @@ def test_without_labels_nothing_is_spent(tmp_path: Path) -> None:
         rlaif.generate(["Why?"], policy="fake/oracle", out=out, compare_labels=True)
 
 
-def test_labels_that_are_read_now_and_were_not_before_change_nothing(tmp_path: Path) -> None:
-    rows = [{"prompt": "Why?", "response_a": "a", "response_b": "bb", "gold": gold} for gold in (None, "B")]
-    rlaif.judge([{**rows[0], "id": "x"}], judge=LENGTH, out=tmp_path).wait()
-    labelled = rlaif.judge([{**rows[1], "id": "x"}], judge=LENGTH, out=tmp_path, compare_labels=True).wait()
-    assert labelled["labels"]["agree"] == 1
-    with pytest.raises(InputError, match="candidates changed"):
-        rlaif.judge([{**rows[1], "id": "x", "gold": "A"}], judge=LENGTH, out=tmp_path).wait()
+def test_a_changed_label_is_a_changed_candidate(tmp_path: Path) -> None:
+    """Judges may read `c.score`: what they said of another score is no longer true."""
+    row = {"id": "x", "prompt": "Why?", "response_a": "a", "response_b": "bb"}
+    rlaif.judge([row | {"gold": "B"}], judge=LENGTH, out=tmp_path).wait()
+    for changed in (row | {"gold": "A"}, row):
+        with pytest.raises(InputError, match="candidates changed"):
+            rlaif.judge([changed], judge=LENGTH, out=tmp_path).wait()
 
 
 # Rows that were left out

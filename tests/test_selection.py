@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import rlaif
 from rlaif import pairs, results
+from rlaif.audit import Choices
 from rlaif.errors import InputError
 from rlaif.ranking.bradley_terry import rank, win_probability
 from rlaif.selection import NAMES, Rule, Selection, best, parse, select
@@ -156,7 +157,7 @@ def test_whatever_the_rule_the_stronger_one_is_chosen_and_every_limit_holds(text
         assert pair.p_chosen >= (rule.p or 0.5) - 1e-6
         short, long = sorted((len(pair.chosen.text), len(pair.rejected.text)))
         assert rule.max_length_ratio is None or long <= rule.max_length_ratio * short
-    sure = [p.p_chosen for p in found.pairs]
+    sure = [round(p.p_chosen, 9) for p in found.pairs]
     assert sure == sorted(sure, reverse=True)
     # the same whatever order the candidates came in
     order = data.draw(st.permutations(range(len(scores))))
@@ -267,7 +268,7 @@ def run(tmp_path_factory) -> Path:
 def test_an_export_says_what_its_rule_took_and_dropped(run, tmp_path, rule):
     out = tmp_path / "pairs.jsonl"
     said = command("export", run, "--format", "dpo", "--select", rule, "--out", out).stdout
-    rows, summary = rows_of(out), json.loads((tmp_path / "pairs.summary.json").read_text())
+    rows, summary = rows_of(out), json.loads((tmp_path / "pairs.jsonl.summary.json").read_text())
     ids = {row["id"] for row in rows}
     assert summary["prompts"] == 41 == len(ids) + sum(summary["dropped"].values())
     assert summary["dropped"]["identical"] == 1 and summary["rows"] == summary["pairs"] == len(rows) > 20
@@ -285,7 +286,7 @@ def test_an_export_says_what_its_rule_took_and_dropped(run, tmp_path, rule):
 def test_best_answers_are_said_of_in_the_same_terms(run, tmp_path):
     out = tmp_path / "best.jsonl"
     said = command("export", run, "--format", "sft", "--select", "best-of-n,p=0.7", "--out", out).stdout
-    rows, summary = rows_of(out), json.loads((tmp_path / "best.summary.json").read_text())
+    rows, summary = rows_of(out), json.loads((tmp_path / "best.jsonl.summary.json").read_text())
     assert summary["rows"] == summary["answers"] == len(rows) > 20
     assert summary["prompts"] == 41 == len(rows) + sum(summary["dropped"].values())
     assert summary["mean_p_win"] == pytest.approx(sum(r["p_win"] for r in rows if r["n"] > 2) / len(rows), abs=1e-5)
@@ -305,9 +306,9 @@ def test_a_run_goes_by_its_own_rule_and_so_does_its_export(tmp_path):
     assert results.export(tmp_path / "run", "dpo", tmp_path / "again.jsonl")["rule"] == "all-pairs:0.5"
     assert (tmp_path / "again.jsonl").read_bytes() == made
     command("export", tmp_path / "run", "--select", "best-worst")  # to the run's own place, and what it came to beside it
-    assert len(rows_of(tmp_path / "run" / "dpo.jsonl")) == 1 and (tmp_path / "run" / "dpo.summary.json").exists()
+    assert len(rows_of(tmp_path / "run" / "dpo.jsonl")) == 1 and (tmp_path / "run" / "dpo.jsonl.summary.json").exists()
     rlaif.judge(given, judge="longest.py:longest", out=tmp_path / "run", select="all-pairs").wait()
-    assert (tmp_path / "run" / "dpo.jsonl").read_bytes() == made and not (tmp_path / "run" / "dpo.summary.json").exists()
+    assert (tmp_path / "run" / "dpo.jsonl").read_bytes() == made and not (tmp_path / "run" / "dpo.jsonl.summary.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -351,7 +352,7 @@ def test_an_unfinished_run_exports_what_is_finished_and_says_so(tmp_path):
             run.interrupt()
             break
     said = command("export", tmp_path / "run", "--out", tmp_path / "part.jsonl").stdout
-    rows, summary = rows_of(tmp_path / "part.jsonl"), json.loads((tmp_path / "part.summary.json").read_text())
+    rows, summary = rows_of(tmp_path / "part.jsonl"), json.loads((tmp_path / "part.jsonl.summary.json").read_text())
     assert 4 <= len(rows) < 10 and summary["dropped"] == {"unfinished": 10 - len(rows)}
     assert f"{10 - len(rows)} of the run's 10 prompts are not finished" in said
     rlaif.judge(given, judge="longest.py:longest", out=tmp_path / "run").wait()
@@ -360,3 +361,37 @@ def test_an_unfinished_run_exports_what_is_finished_and_says_so(tmp_path):
 
 def test_a_rule_is_shown_as_it_was_meant():
     assert Rule("top-k", 2.0) == parse("top-k") and str(Rule("top-k", 2.0)) == "top-k:2"
+
+
+def test_of_pairs_that_are_equally_sure_the_first_are_kept():
+    """Neighbours of an even scale are told apart alike: what the solver's last bits say of them is no reason to take one."""
+    for order in permutations((4.0, 3.0, 2.0, 1.0, 0.0)):
+        record, _ = rated(*order)
+        said = Verdict("j", tuple(c.id for c in record.candidates), order)
+        (ranking,) = rank([Record(PROMPT, record.candidates, (said,))], [[c.id for c in record.candidates]])
+        found = select(parse("all-pairs,cap=4"), Record(PROMPT, record.candidates, (said,)), ranking)
+        kept = [(p.score_chosen, p.score_rejected) for p in found.pairs]
+        assert kept == [(4.0, 0.0), (4.0, 1.0), (3.0, 0.0), (4.0, 2.0)]
+
+
+@pytest.mark.parametrize("size", [1e308, 1e200, 1e-200, 5e-324])
+@pytest.mark.parametrize("rule", PAIR_RULES)
+def test_scores_of_any_size_can_be_told_apart(rule, size):
+    record, _ = rated(size, -size, 0.0)
+    said = Verdict("j", tuple(c.id for c in record.candidates), (size, -size, 0.0))
+    record = Record(PROMPT, record.candidates, (said,))
+    (ranking,) = rank([record], [[c.id for c in record.candidates]])
+    rule = {"margin": "margin:0", "max-length-ratio": "max-length-ratio:2"}.get(rule, rule)
+    found, choices = select(parse(rule), record, ranking), Choices()
+    assert found.pairs[0].chosen.id == "p/0"
+    choices.add(found)
+    json.dumps(choices.numbers(parse(rule)), allow_nan=False)
+
+
+def test_mu_2sigma_picks_alike_on_any_scale():
+    scores = (9.0, 8.5, 8.0, 8.0, 7.5, 3.0)
+    expected = picked("mu-2sigma", *scores)
+    for scale in (1e-200, 1e-9, 1e9, 1e200):
+        record, ranking = rated(*scores)
+        scaled = Ranking(ranking.ids, ranking.strengths, tuple(s * scale for s in scores))
+        assert places(select(parse("mu-2sigma"), record, scaled)) == expected

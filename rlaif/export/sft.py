@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlaif.export import number
 from rlaif.export.parts import Row, answer, tools_of
-from rlaif.pairs import Best, judge_name
+from rlaif.pairs import Best
 
 
 def row(best: Best) -> Row:
@@ -36,5 +36,5 @@ def _origin(best: Best) -> Row:
         "p_win": None if best.p_win is None else number(best.p_win),
         "n": best.n,
         "model": best.winner.model,
-        "judge": judge_name(best.record),
+        "judge": best.judge,
     }

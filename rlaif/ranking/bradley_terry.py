@@ -36,6 +36,7 @@ from rlaif.types import Ranking, Record, Verdict
 STRENGTH_SD = 100.0 / 2**0.5
 POSITION_SD = 10.0
 _CLOSE = 1e-6  # the error after a step of Newton's method is about the square of the step
+_EQUAL = 1e-9
 _MOST_STEPS = 100
 _LONGEST_STEP = 3.0
 _HELD_BYTES = 2**20
@@ -165,9 +166,20 @@ def rank(records: Sequence[Record], ranked_ids: Sequence[Sequence[str]]) -> list
 
 
 def ranking(ids: Sequence[str], verdicts: Sequence[Verdict], strengths: Sequence[float]) -> Ranking:
-    """The ranking of `ids` with their fitted strengths; its scores are the ratings of a lone rating judge."""
-    fitted = tuple(strengths)
+    """The ranking of `ids` with their fitted strengths, equal for equals; its scores are the ratings of a lone rating judge."""
+    fitted = _evened(strengths)
     return Ranking(tuple(ids), fitted, _ratings(ids, within(ids, verdicts)) or fitted)
+
+
+def _evened(strengths: Sequence[float]) -> tuple[float, ...]:
+    """The strengths, those of equals made equal: the last bits in which the solver leaves them apart are nobody's verdict."""
+    equal: dict[float, float] = {}
+    head = math.inf
+    for strength in sorted(strengths, reverse=True):
+        if head - strength > _EQUAL:
+            head = strength
+        equal[strength] = head
+    return tuple(equal[strength] for strength in strengths)
 
 
 def _ratings(ids: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[float, ...] | None:
