@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlaif.check.findings import Fault
+from rlaif.data.messages import SPEAKERS
 from rlaif.rows import kind_of
 from rlaif.types import Message
 
@@ -41,7 +42,6 @@ _NEEDED: dict[Kind, tuple[str, ...]] = {
     "prompt": ("prompt",),
     "unknown": (),
 }
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "observation": "tool", "function_call": "assistant"}
 _ELSEWHERE = ("question", "query", "instruction", "input")
 MARK = "\n\nAssistant:"
 """Where the answer begins in a transcript, as in the files of Anthropic's HH-RLHF."""
@@ -308,7 +308,7 @@ def _renamed(message: dict[str, Any]) -> dict[str, Any]:
     names = {"from": "role", "value": "content"}
     found = {names.get(name, name): value for name, value in message.items() if value is not None}
     if isinstance(found["role"], str):
-        found["role"] = _ROLES.get(found["role"], found["role"])
+        found["role"] = SPEAKERS.get(found["role"], found["role"])
     return found
 
 

@@ -17,7 +17,7 @@ from rlaif.rows import MENDABLE, kind_of
 from rlaif.types import Message
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_SPEAKERS = {
+SPEAKERS = {
     "human": "user",
     "gpt": "assistant",
     "model": "assistant",
@@ -27,6 +27,7 @@ _SPEAKERS = {
     "observation": "tool",
     "function_response": "tool",
 } | dict(zip(_ROLES, _ROLES, strict=True))
+"""What ShareGPT's `from` and its like stand for."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 TOOL_CALLS = ("tool_calls", "function_call")
 _FLAT = (str, int, bool, type(None))
@@ -66,9 +67,9 @@ def _message(where: str, message: Any, name: str) -> Message:
     told = {str(k): plainly(v) for k, v in message.items() if v is not None}
     if "role" not in told and "from" in told:
         speaker = told.pop("from")
-        if not isinstance(speaker, str) or speaker not in _SPEAKERS:
-            raise InputError(f"{where}: a message of `{name}` is from {speaker!r}; there are {', '.join(_SPEAKERS)}")
-        told = {"role": _SPEAKERS[speaker], "content": told.pop("value", None), **told}
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
+            raise InputError(f"{where}: a message of `{name}` is from {speaker!r}; there are {', '.join(SPEAKERS)}")
+        told = {"role": SPEAKERS[speaker], "content": told.pop("value", None), **told}
     if told.get("role") not in _ROLES:
         raise InputError(f"{where}: a message of `{name}` needs a `role` out of {', '.join(_ROLES)}")
     content = told.get("content")
@@ -122,7 +123,7 @@ def transcript(where: str, text: str, name: str) -> list[Message]:
     _, *turns = _TURN.split("\n\n" + text.lstrip("\n"))
     found: list[Message] = []
     for speaker, said in zip(turns[::2], turns[1::2], strict=True):
-        role = _SPEAKERS[speaker.lower()]
+        role = SPEAKERS[speaker.lower()]
         if found and found[-1]["role"] == role:
             found[-1]["content"] = f"{found[-1]['content']}\n\n{said.strip()}".strip()
         else:
