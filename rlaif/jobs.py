@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rlaif")
 
 _COLLECT_AFTER = 50_000
+_DISAGREEMENTS = "disagreements.jsonl"
 
 
 @dataclass
@@ -379,6 +380,7 @@ class Run:
                 stopped = parts.degenerate()
             await ledger.note({name: json.dumps(check.report()) for name, check in parts.checks.items()})
             summary = self._finish(ledger, parts, stopped)
+            (self.directory / _DISAGREEMENTS).unlink(missing_ok=True)  # of an earlier run
             if stopped is None and config.compare_labels:
                 self._compare_labels(summary)
             if stopped is None and config.against is not None:
@@ -393,7 +395,7 @@ class Run:
         """Adds to the summary how far the judge agrees with the labels in the input, and writes down where it does not."""
         agreement, ranked = labels.Agreement(), results.ranked(self.directory, self.config)
         disagreements = (row for record, ranking in ranked for row in agreement.add(record, ranking))
-        write_jsonl(self.directory / "disagreements.jsonl", disagreements)
+        write_jsonl(self.directory / _DISAGREEMENTS, disagreements)
         summary["labels"] = agreement.numbers()
         results.write_summary(self.directory, summary)
 

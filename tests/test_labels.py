@@ -163,6 +163,7 @@ def test_a_preference_file_is_judged_again(tmp_path: Path) -> None:
     content = (out / "disagreements.jsonl").read_bytes()
     again = rlaif.judge(path, judge=LENGTH, out=out, compare_labels=True).wait()
     assert (again["labels"], again["calls"]["judge"]) == (said, 0) and (out / "disagreements.jsonl").read_bytes() == content
+    assert "labels" not in rlaif.judge(path, judge=LENGTH, out=out).wait() and not (out / "disagreements.jsonl").exists()
 
 
 def test_a_run_s_own_pairs_are_judged_again(tmp_path: Path) -> None:
