@@ -59,10 +59,7 @@ async def run(
                 prompt = next(waiting, None)
                 if prompt is None:
                     return
-                if enough is None:
-                    record = await _record(prompt, propose, judges, eligible, why_stop)
-                else:
-                    record = await _record_until(enough, prompt, propose, judges, eligible, why_stop)
+                record = await _record(prompt, propose, judges, eligible, why_stop, enough)
                 if save is not None:
                     await save(record)
                 await finished.put(record)
@@ -103,44 +100,30 @@ async def _record(
     judges: Sequence[Judge],
     eligible: Callable[[Sequence[Candidate]], list[Candidate]],
     stopping: Stopping,
+    enough: Enough | None,
 ) -> Record:
-    candidates = degenerate.marked(prompt, await propose(prompt))
-    shown = eligible(candidates)
-    verdicts: list[Verdict] = []
-    if len(shown) >= 2:
-        for said in await all_of(*(_verdicts(prompt, shown, judge, stopping) for judge in judges)):
-            verdicts.extend(said)
-    return Record(prompt, tuple(candidates), tuple(verdicts))
-
-
-async def _record_until(
-    enough: Enough,
-    prompt: Prompt,
-    propose: Propose,
-    judges: Sequence[Judge],
-    eligible: Callable[[Sequence[Candidate]], list[Candidate]],
-    stopping: Stopping,
-) -> Record:
-    """Candidates are asked for until what was said of them is enough."""
+    """Candidates and what was said of them: once, all together; with `enough`, round after round, each by itself."""
     candidates: list[Candidate] = []
     verdicts: list[Verdict] = []
-    while not enough(verdicts):
+    while True:
+        new = await propose(prompt, len(candidates))
+        candidates += degenerate.marked(prompt, new)
+        judged = {c for verdict in verdicts for c in verdict.shown}
+        shown = [c for c in eligible(candidates) if c.id not in judged]
+        if len(shown) >= (2 if enough is None else 1):
+            alone = enough is not None
+            for said in await all_of(*(_verdicts(prompt, shown, judge, stopping, alone=alone) for judge in judges)):
+                verdicts.extend(said)
+        hopeless = all((c.error or "").startswith(_HOPELESS) for c in new)
+        if enough is None or enough(verdicts) or hopeless:
+            return Record(prompt, tuple(candidates), tuple(verdicts))
         reason = stopping()
         if reason is not None:
             raise reason
-        new = await propose(prompt, len(candidates))
-        candidates += degenerate.marked(prompt, new)
-        if not new or all((c.error or "").startswith(_HOPELESS) for c in new):
-            break
-        judged = {c for verdict in verdicts for c in verdict.shown}
-        shown = [c for c in eligible(candidates) if c.id not in judged]
-        for said in await all_of(*(_verdicts(prompt, shown, judge, stopping, alone=True) for judge in judges)) if shown else ():
-            verdicts.extend(said)
-    return Record(prompt, tuple(candidates), tuple(verdicts))
 
 
 async def _verdicts(
-    prompt: Prompt, candidates: Sequence[Candidate], judge: Judge, stopping: Stopping, *, alone: bool = False
+    prompt: Prompt, candidates: Sequence[Candidate], judge: Judge, stopping: Stopping, *, alone: bool
 ) -> list[Verdict]:
     async def ask(group: Sequence[int]) -> Verdict:
         reason = stopping()

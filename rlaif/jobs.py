@@ -35,7 +35,7 @@ from rlaif.parts import Opened, Parts, check_settings, compose, spend
 from rlaif.prices import Budget, Prices, SpendRow
 from rlaif.sampling import Given, Sampler
 from rlaif.source import Source
-from rlaif.types import PreferencePair, Prompt, Propose, Record, Verdict
+from rlaif.types import PreferencePair, Prompt, Record, Verdict
 
 if TYPE_CHECKING:
     import datasets
@@ -91,6 +91,7 @@ class Run:
         judges: Sequence[JudgeLike | JudgePlan] | None = None,
     ) -> None:
         self.config, self.progress = config, Progress()
+        self._accepting = None if config.accept is None else accept.parse(config.accept)
         self.summary: dict[str, Any] | None = None
         self._interrupted: StopRun | None = None
         self._stopped: StopRun | None = None
@@ -288,18 +289,7 @@ class Run:
         self, ledger: Ledger, parts: Parts, *, stored: bool, on_stop: Callable[[StopRun], object]
     ) -> AsyncGenerator[Record, None]:
         config, given = self.config, Given()
-        propose: Propose = given
-        if config.command != "judge":
-            propose = Sampler(
-                parts.policies,
-                n=config.n,
-                temperature=config.temperature,
-                max_tokens=config.max_tokens,
-                seed=config.seed,
-                most=config.max_samples if config.accept is not None else None,
-            )
-        accepting = None if config.accept is None else accept.parse(config.accept)
-        if accepting is not None:
+        if self._accepting is not None:
             self.progress.accepted = results.count_accepted(ledger, config)
 
         def prompts() -> Iterator[Prompt]:
@@ -308,43 +298,18 @@ class Run:
                 self.progress.under_way += 1
                 yield given.put(prompt, candidates) if config.command == "judge" else prompt
 
-        def enough(verdicts: Sequence[Verdict]) -> bool:
-            return accepting is not None and bool(accept.accepted(accepting, verdicts))
-
-        async def save(record: Record) -> None:
-            self.progress.accepted += enough(record.verdicts)  # before it is on disk: nothing more is to be sent
-            try:
-                await ledger.save_record(record.ordinal, records.dump(record))
-            except StopRun as error:
-                unsaved.append(error)  # a target is not reached by what is lost
-                raise
-            self.progress.done += 1
-            self.progress.under_way -= 1
-            self.progress.failed += any(c.error for c in record.candidates) or any(v.error for v in record.verdicts)
-            for name, check in parts.checks.items():
-                known = check.degenerate
-                await check.during(record, allow_truncated=config.allow_truncated, allow_degenerate=config.allow_degenerate)
-                if check.degenerate != known:
-                    await ledger.note({name: json.dumps(check.report())})
-
-        def stopping() -> StopRun | None:
-            if config.target is not None and self.progress.accepted >= config.target:
-                return StopRun(results.TARGET_REACHED, f"{self.progress.accepted} answers are accepted")
-            return self._interrupted or (None if config.accept_judge else parts.degenerate())
-
-        unsaved: list[StopRun] = []
         on_file = ledger.finished_now(config.limit) if stored else None
         new = engine.run(
             prompts(),
-            propose,
+            given if config.command == "judge" else self._sampler(parts),
             parts.judges,
             # Under a target no prompt waits with a call in hand: what is bought beyond it is what was in flight.
             window=parts.window if config.target is None else min(parts.window, config.concurrency),
             allow_truncated=config.allow_truncated,
             allow_degenerate=config.allow_degenerate,
-            enough=None if accepting is None else enough,
-            save=save,
-            stopping=stopping,
+            enough=None if self._accepting is None else self._enough,
+            save=partial(self._save, ledger, parts),
+            stopping=partial(self._why_stop, parts),
             on_stop=on_stop,
         )
         stopped: StopRun | None = None
@@ -367,10 +332,45 @@ class Run:
                     yield record
                     record = await anext(new, None)
         except StopRun as error:
-            stopped = error if error.kind != results.TARGET_REACHED else unsaved[0] if unsaved else None
+            stopped = None if error.kind == results.TARGET_REACHED else error
             if error.kind == "config":
                 await ledger.forget_failures("bad_request")
         await self._end(ledger, parts, stopped)
+
+    def _sampler(self, parts: Parts) -> Sampler:
+        config = self.config
+        return Sampler(
+            parts.policies,
+            n=config.n,
+            temperature=config.temperature,
+            max_tokens=config.max_tokens,
+            seed=config.seed,
+            most=None if self._accepting is None else config.max_samples,
+        )
+
+    def _enough(self, verdicts: Sequence[Verdict]) -> bool:
+        """Whether an answer is accepted."""
+        return self._accepting is not None and bool(accept.accepted(self._accepting, verdicts))
+
+    def _why_stop(self, parts: Parts) -> StopRun | None:
+        config, accepted = self.config, self.progress.accepted
+        if config.target is not None and accepted >= config.target:
+            return StopRun(results.TARGET_REACHED, f"{accepted} answers are accepted")
+        return self._interrupted or (None if config.accept_judge else parts.degenerate())
+
+    async def _save(self, ledger: Ledger, parts: Parts, record: Record) -> None:
+        """Stores a finished record, counts it, and has the planted checks look at it."""
+        config, progress = self.config, self.progress
+        progress.accepted += self._enough(record.verdicts)  # before it is on disk: nothing more is to be sent
+        await ledger.save_record(record.ordinal, records.dump(record))
+        progress.done += 1
+        progress.under_way -= 1
+        progress.failed += any(c.error for c in record.candidates) or any(v.error for v in record.verdicts)
+        for name, check in parts.checks.items():
+            known = check.degenerate
+            await check.during(record, allow_truncated=config.allow_truncated, allow_degenerate=config.allow_degenerate)
+            if check.degenerate != known:
+                await ledger.note({name: json.dumps(check.report())})
 
     async def _end(self, ledger: Ledger, parts: Parts, stopped: StopRun | None) -> None:
         """Writes what the work came to, once no call is in flight. Raises StopRun if the run did not reach its end."""

@@ -39,7 +39,7 @@ class Work:
         self.shown: list[tuple[str, ...]] = []
         self.open = self.most_open = 0
 
-    async def propose(self, prompt: Prompt) -> list[Candidate]:
+    async def propose(self, prompt: Prompt, have: int = 0) -> list[Candidate]:
         await self._step("propose", prompt.ordinal)
         return [Candidate(f"{prompt.id}/{k}", f"Answer {k}.") for k in range(self.answers)]
 
@@ -110,7 +110,7 @@ def ran(work: Coroutine[Any, Any, T]) -> T:
 @pytest.mark.parametrize("allowed", [False, True])
 def test_degenerate_answers_are_marked_in_the_record_and_not_shown_to_judges(allowed: bool) -> None:
     class Looping(Work):
-        async def propose(self, prompt: Prompt) -> list[Candidate]:
+        async def propose(self, prompt: Prompt, have: int = 0) -> list[Candidate]:
             texts = ("the tide " * 40, "Gravity.", "Because the moon pulls.", "Yes!!!!!!!!!!")
             return [Candidate(f"{prompt.id}/{k}", text) for k, text in enumerate(texts)]
 

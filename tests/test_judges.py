@@ -67,7 +67,7 @@ def ask(directory: Path, judge, *shown: Candidate, model: str | None = "fake/ora
 def record_of(directory: Path, judge, candidates: Sequence[Candidate], model: str | None = "fake/oracle") -> Record:
     """The record that the engine makes of the candidates."""
 
-    async def propose(_):
+    async def propose(prompt, have=0):
         return list(candidates)
 
     async def run(made):
