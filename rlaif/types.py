@@ -7,6 +7,7 @@ scores and with an error: never a tie, a zero or a win. Verdicts name candidates
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -118,6 +119,10 @@ class Ranking:
     ids: tuple[str, ...]
     strengths: tuple[float, ...]
     scores: tuple[float, ...]
+
+    def p(self, one: int, other: int) -> float:
+        """The probability that the candidate at place `one` of `ids` is better than that at `other`."""
+        return 0.5 * (1.0 + math.tanh(0.5 * (self.strengths[one] - self.strengths[other])))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = {
-    *("torch", "transformers", "datasets", "pandas", "pyarrow", "ray", "fastapi", "matplotlib"),
+    *("torch", "transformers", "datasets", "pandas", "pyarrow", "ray", "fastapi", "matplotlib", "statsmodels"),
     *("openai", "httpx", "aiohttp", "xllamacpp"),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_data" not in path.parts)
