@@ -39,6 +39,7 @@ from rlaif.errors import StopRun
 from rlaif.jobs import Run
 from rlaif.judges import JudgePlan
 from rlaif.ledger import KEY_BYTES, Ledger, crc_of, pack
+from rlaif.ranking.schedule import Every
 from rlaif.source import Source
 from rlaif.types import Answers, Candidate, Prompt, Request, Verdict
 from rlaif.voice import speaking
@@ -63,7 +64,7 @@ COLUMNS = (
 class Comparison:
     """Shows both candidates once: one call a prompt."""
 
-    name, arity, orders, digest = "comparison", None, 0, "comparison"
+    name, arity, schedule, digest = "comparison", None, Every(None), "comparison"
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers

@@ -62,8 +62,9 @@ class RunConfig(BaseModel):
     prompts: str
     out: str
     policy: Names = []
-    judge: Names = ["pairwise"]
+    judge: Names = ["adaptive"]
     judge_model: str | None = None
+    judge_calls: int | None = Field(default=None, ge=2)
     constitution: str | None = None
     principles: Literal["all", "sampled", "each"] | None = None
     against: str | None = None
@@ -103,6 +104,11 @@ class RunConfig(BaseModel):
     strict_model: bool = False
     transport: Literal["aiohttp", "openai"] = "aiohttp"
     retry_failed: bool = False
+
+    @property
+    def aims_at_best(self) -> bool:
+        """Whether only the best answer matters, and the worst does not."""
+        return self.command == "best-of-n" or (self.select is not None and selection.parse(self.select).name == "best-random")
 
     def to_yaml(self) -> str:
         """The resolved configuration as YAML; `rlaif ... --config` reads it."""

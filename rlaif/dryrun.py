@@ -16,7 +16,6 @@ from rlaif.judges import JudgePlan
 from rlaif.ledger import Ledger
 from rlaif.parts import Opened, check_settings
 from rlaif.prices import FREE, Price, Prices, guess_message_tokens, guess_tokens, spent
-from rlaif.ranking import schedule
 from rlaif.source import Source
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
         answer_tokens += sum(guess_tokens(candidate.text) for candidate in given)
     prompts, answers = sizes.total(), sum(size * count for size, count in sizes.items())
     plans = plans * 2 if config.against is not None else plans  # once more, by the other constitution
-    calls = [sum(_judge_calls(config, size, plan) * count for size, count in sizes.items()) for plan in plans]
+    calls = [_judge_calls(config, sizes, plan) for plan in plans]
 
     def known(name: str) -> tuple[str, Price | None]:
         model = models.open(name)
@@ -48,10 +47,11 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
         n,
         [forecast.PolicyWork(*known(name), min(config.n, models.open(name).max_n)) for name in config.policy],
         [
-            forecast.JudgeWork(billed, count / prompts, price, plan.template_tokens, plan.letter, plan.arity or 2)
-            for plan, count in zip(plans, calls, strict=True)
+            forecast.JudgeWork(billed, count / prompts, price, plan.template_tokens, plan.letter and shown <= 2, shown)
+            for plan, asked in zip(plans, calls, strict=True)
             if plan.model
             for billed, price in [known(plan.model)]
+            for shown, count in sorted(asked.items())
         ],
         config.max_tokens,
         config.concurrency,
@@ -79,13 +79,18 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
         "finished": finished,
         "spent_usd": spent_usd,
         "policy_calls": prompts * sum(math.ceil(n / policy.max_n) for policy in work.policies),
-        "judge_calls": sum(calls),
+        "judge_calls": sum(asked.total() for asked in calls),
         "judges": len(plans),
     } | found
 
 
-def _judge_calls(config: RunConfig, size: int, plan: JudgePlan) -> int:
-    return size if config.accept is not None else schedule.calls(size, plan.arity, plan.orders)
+def _judge_calls(config: RunConfig, sizes: Counter[int], plan: JudgePlan) -> Counter[int]:
+    """How many groups of each size a judge is shown at most, over all prompts; `sizes` has the prompts by their candidates."""
+    found = Counter[int]()
+    for size, prompts in sizes.items():
+        for shown, count in ({1: size} if config.accept is not None else plan.schedule.calls(size)).items():
+            found[shown] += count * prompts
+    return found
 
 
 def _on_file(run: Run, opened: Opened, prices: Prices) -> tuple[int, float | None]:

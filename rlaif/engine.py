@@ -1,9 +1,8 @@
 """Prompts in, records out, as they finish.
 
 A prompt's own work is sampling, then judging; different prompts overlap, at most `window` of them: no prompt waits for
-another. The first judgement of a prompt goes ahead of its others, so that these find the shared prefix in the endpoint's
-cache. When the run has to stop, or one prompt's work meets a bug, nothing new begins, what is in flight ends and is stored, and
-the reason is raised at the end.
+another. Which candidates a judge is shown together, and after which verdicts, its schedule says. When the run has to stop, or
+one prompt's work meets a bug, nothing new begins, what is in flight ends and is stored, and the reason is raised at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from rlaif import degenerate, pairs
 from rlaif.aio import all_of
 from rlaif.errors import StopRun
 from rlaif.keys import seed_of
-from rlaif.ranking import schedule
+from rlaif.ranking.schedule import Every
 from rlaif.types import Candidate, Judge, Prompt, Propose, Record, Verdict
 
 Stopping = Callable[[], StopRun | None]
@@ -125,12 +124,22 @@ async def _record(
 async def _verdicts(
     prompt: Prompt, candidates: Sequence[Candidate], judge: Judge, stopping: Stopping, *, alone: bool
 ) -> list[Verdict]:
-    async def ask(group: Sequence[int]) -> Verdict:
+    """What the judge says of the groups that its schedule asks about, round after round, in the order asked."""
+
+    async def ask(group: Sequence[int]) -> Verdict | None:
         reason = stopping()
         if reason is not None:
             raise reason
         return await judge(prompt, [candidates[k] for k in group], candidates)
 
-    seed = seed_of(prompt.id) if judge.orders else 0
-    first, *others = schedule.groups(len(candidates), 1 if alone else judge.arity, judge.orders, seed)
-    return [await ask(first), *(await all_of(*(ask(group) for group in others)) if others else [])]
+    verdicts: list[Verdict] = []
+    rounds = (Every(1) if alone else judge.schedule).rounds([c.id for c in candidates], seed_of(prompt.id))
+    groups = next(rounds, None)
+    while groups:
+        said = await all_of(*(ask(group) for group in groups))
+        verdicts += [verdict for verdict in said if verdict is not None]
+        try:
+            groups = rounds.send(said)
+        except StopIteration:
+            break
+    return verdicts

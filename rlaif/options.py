@@ -45,9 +45,12 @@ _JUDGING = {
     "judge": _option(
         list[str],
         metavar="JUDGE",
-        help="A name or file in judges/, a YAML spec, or file.py:function; repeat for a jury. [default: pairwise]",
+        help="A name or file in judges/, a YAML spec, or file.py:function; repeat for a jury. [default: adaptive]",
     ),
     "judge_model": _option(str, metavar="MODEL", help="The model that drives an LLM judge. [default: the first policy]"),
+    "judge_calls": _option(
+        int, metavar="K", help="At most this many calls of each judge for a prompt. [default: adaptive: n + 2 log2(n)]"
+    ),
     "constitution": _option(
         str,
         metavar="NAME",

@@ -42,7 +42,7 @@ class Opened:
                 raise InputError("--against compares constitutions, and no judge here reads one")
         if config.accept is not None:
             for plan in plans:
-                if plan.arity not in (1, None) or plan.orders:
+                if plan.arity not in (1, None):
                     raise InputError(
                         "--accept needs a judge that rates each answer by itself: pointwise, reward, rules or a function"
                     )
@@ -87,6 +87,8 @@ def _resolve(judge: JudgeLike, config: RunConfig) -> list[JudgePlan]:
         principles=config.principles,
         seed=config.seed,
         timeout_s=config.judge_timeout_s,
+        calls=config.judge_calls,
+        aim="best" if config.aims_at_best else "gap",
     )
 
 

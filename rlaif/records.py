@@ -60,6 +60,7 @@ def load(prompt: Prompt, body: bytes) -> Record:
             v.get("reason"),
             v.get("principle"),
             v.get("weight", 1.0),
+            v.get("calls", 1),
         )
         for v in data["verdicts"]
     ]
@@ -123,6 +124,8 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
         body["principle"] = verdict.principle
     if verdict.weight != 1.0:
         body["weight"] = verdict.weight
+    if verdict.calls != 1:
+        body["calls"] = verdict.calls
     return body
 
 

@@ -22,6 +22,7 @@ from rlaif import results
 from rlaif.errors import StopRun
 from rlaif.jobs import Run, new_run
 from rlaif.judges import JudgeLike, resolve
+from rlaif.ranking.schedule import Every
 from rlaif.types import Record
 
 Judge = JudgeLike
@@ -105,7 +106,7 @@ def check_judge(
     driver = judge_model or ("fake/oracle" if asks else None)
     given = {"checks": False, **settings, **({"judge_model": driver} if driver else {})}
     bench = _Bench(judge, [{"id": f"example-{k}", **row} for k, row in enumerate(examples)], given, tolerance)
-    bench.seeded = any(plan.orders for plan in plans)
+    bench.seeded = any(plan.schedule != Every(plan.arity) for plan in plans)
     checks: dict[str, Callable[[], object]] = {
         "readable": bench.readable,
         "swap symmetry": bench.swapped,

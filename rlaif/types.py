@@ -8,7 +8,8 @@ scores and with an error: never a tie, a zero or a win. Verdicts name candidates
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -71,7 +72,7 @@ class Verdict:
     `scale` says what the scores are: "probability" (each one's probability of being the best shown; they sum to 1),
     "vote" (a named winner, or a tie: only the order counts) or "rating" (any real numbers, higher is better).
     `principle` is the id of the one principle it was given under, None for a whole constitution or none; `weight` is how
-    much it counts beside other verdicts on the same candidates.
+    much it counts beside other verdicts on the same candidates. `calls` is how many calls of a model it took.
     """
 
     judge: str
@@ -82,6 +83,7 @@ class Verdict:
     reason: str | None = None
     principle: str | None = None
     weight: float = 1.0
+    calls: int = 1
 
     @property
     def winner(self) -> str | None:
@@ -256,20 +258,39 @@ class Answers(Protocol):
         """The one answer to `request`. Raises CallFailed, Unsupported or StopRun."""
 
 
+Group = tuple[int, ...]
+"""Places of the candidates that a judge is shown together, in the order shown."""
+Said = Sequence[Verdict | None]
+Rounds = Generator[list[Group], Said, None]
+"""Yields the groups to be asked about at once, and is sent what was said of each, in the same order."""
+
+
+class Schedule(Protocol):
+    """Which candidates a judge is shown together, in which order, and after which verdicts."""
+
+    def rounds(self, ids: Sequence[str], seed: int) -> Rounds:
+        """What to ask about the candidates `ids`, two or more (of a judge that is shown one: one or more)."""
+
+    def calls(self, count: int) -> Counter[int]:
+        """At most how many groups of each size are asked about, of `count` candidates. Fewer than two need none."""
+
+
 class Judge(Protocol):
     """Scores the candidates it is shown. `arity` is how many at a time, None for all at once.
 
-    `orders` is in how many seeded orders it is shown them, 0 for every one (`schedule.groups`). `digest` changes whenever its
-    verdicts could.
+    `schedule` says which it is shown together, and when. `digest` changes whenever its verdicts could.
     """
 
     name: str
     arity: int | None
-    orders: int
+    schedule: Schedule
     digest: str
 
-    async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
-        """One verdict on `shown`, in that order; `among` are all candidates of the prompt. Raises StopRun only."""
+    async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict | None:
+        """One verdict on `shown`, in that order; `among` are all candidates of the prompt. Raises StopRun only.
+
+        None where it cannot be asked about so many at a time, which its schedule then goes round.
+        """
 
     def stop(self, reason: StopRun) -> None:
         """Lets no further call begin: those that wait for their turn raise `reason`."""

@@ -14,6 +14,7 @@ from helpers import rlaif, summary, write_prompts, write_rows
 import rlaif as library
 from rlaif.errors import InputError, StopRun
 from rlaif.judges.checks import EVERY, Checks, Outcome, Planted, read_gold
+from rlaif.ranking.schedule import Every
 from rlaif.types import Candidate, Prompt, Record, Verdict
 
 REAL, WORSE = "It is plain that the answer is forty-two, as the table shows.", "zzz"
@@ -22,10 +23,11 @@ REAL, WORSE = "It is plain that the answer is forty-two, as the table shows.", "
 class Scripted:
     """A judge that says what `say` makes of (better text?, the first text, the second)."""
 
-    name, digest, orders = "scripted", "0", 0
+    name, digest = "scripted", "0"
 
     def __init__(self, say, arity: int | None = 2, scale: str = "vote") -> None:
         self.say, self.arity, self.scale, self.asked = say, arity, scale, 0
+        self.schedule = Every(arity)
 
     async def __call__(self, prompt, shown, among) -> Verdict:
         self.asked += 1

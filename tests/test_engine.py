@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from rlaif import engine
 from rlaif.errors import StopRun
+from rlaif.ranking.schedule import Every
 from rlaif.types import Candidate, Prompt, Record, Verdict
 
 WINDOW = 4
@@ -33,7 +34,7 @@ class Work:
     def __init__(
         self, slow: Callable[[str, int], Awaitable[object]] | None = None, *, answers: int = 2, arity: int | None = 2
     ) -> None:
-        self.slow, self.answers, self.arity, self.orders = slow, answers, arity, 0
+        self.slow, self.answers, self.arity, self.schedule = slow, answers, arity, Every(arity)
         self.began: list[tuple[str, int]] = []
         self.ended: list[tuple[str, int]] = []
         self.shown: list[tuple[str, ...]] = []

@@ -13,11 +13,13 @@ from pydantic import BaseModel
 from rlaif.calls import Tally
 from rlaif.errors import InputError
 from rlaif.judges import code, recorded, reward, rules
-from rlaif.judges.llm import Forms, LlmJudge
+from rlaif.judges.adaptive import AdaptiveJudge
+from rlaif.judges.llm import Forms, Kind, LlmJudge
 from rlaif.judges.plan import JudgePlan
 from rlaif.judges.reward import RewardSpec
 from rlaif.judges.rules import RulesSpec
 from rlaif.judges.spec import (
+    AdaptiveSpec,
     FunctionSpec,
     JurySpec,
     ListwiseSpec,
@@ -31,11 +33,14 @@ from rlaif.judges.spec import (
 from rlaif.ledger import Ledger
 from rlaif.models import smollm2
 from rlaif.prices import guess_tokens
+from rlaif.ranking.adaptive import Adaptive, Aim
+from rlaif.ranking.schedule import Elimination, Every, RandomPair, Swiss
 from rlaif.templates import data_dir, find, is_file, load_constitution
-from rlaif.types import Answers, Judge
+from rlaif.types import Answers, Judge, Schedule
 
 __all__ = [
     "DEFAULT_CONSTITUTION",
+    "AdaptiveSpec",
     "FunctionSpec",
     "JudgeLike",
     "JudgePlan",
@@ -54,6 +59,11 @@ JudgeLike = str | BaseModel | code.JudgeFunction
 
 DEFAULT_CONSTITUTION = "hhh"
 _DEEPEST = 5
+_DUELS: dict[str, Callable[[int | None], Schedule]] = {
+    "swiss": Swiss,
+    "elimination": Elimination,
+    "random-pair": RandomPair,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,8 @@ class _Given:
     principles: Principles | None
     seed: int
     timeout_s: float
+    calls: int | None
+    aim: Aim
 
 
 def resolve(
@@ -77,12 +89,15 @@ def resolve(
     principles: Principles | None = None,
     seed: int = 0,
     timeout_s: float = code.TIMEOUT_S,
+    calls: int | None = None,
+    aim: Aim = "gap",
 ) -> list[JudgePlan]:
     """What `judge` means: one plan, several for a jury or for a verdict a principle. Raises InputError.
 
-    `model`, `constitution` and `principles` take precedence over a spec's; `policy` drives LLM judges that name no model.
+    `model`, `constitution`, `principles` and `calls` (of each judge, at most, for a prompt) take precedence over a spec's;
+    `policy` drives LLM judges that name no model. `aim` is what an adaptive judge's duels are for.
     """
-    return _resolve(judge, _Given(model, policy, constitution, principles, seed, timeout_s), ())
+    return _resolve(judge, _Given(model, policy, constitution, principles, seed, timeout_s, calls, aim), ())
 
 
 def _resolve(judge: JudgeLike, given: _Given, inside: tuple[Path, ...]) -> list[JudgePlan]:
@@ -91,7 +106,7 @@ def _resolve(judge: JudgeLike, given: _Given, inside: tuple[Path, ...]) -> list[
     if not isinstance(judge, str):
         if not callable(judge):
             raise InputError(f"judge {judge!r} is neither a name nor a function nor a spec")
-        return [_from_function(judge, given.timeout_s)]
+        return [_from_function(judge, given)]
     file, colon, function = judge.rpartition(":")
     if colon and file.endswith(".py"):
         return [_from_file(judge, find("judges", file, ".py"), function, given)]
@@ -133,10 +148,10 @@ def _from_spec(spec: Any, place: _Place, given: _Given, inside: tuple[Path, ...]
         return [_from_file(place.name, find("judges", place.file(file), ".py"), function, given)]
     if isinstance(spec, RecordedSpec):
         replayed = recorded.load(place.file(spec.verdicts), judge=spec.judge, config=spec.config, grammar=spec.grammar)
-        return [_from_function(replayed, given.timeout_s, name=place.name, source=replayed.source)]
+        return [_from_function(replayed, given, name=place.name, source=replayed.source)]
     if isinstance(spec, RulesSpec):
         rated = rules.judge_of(spec, place.name)
-        return [_from_function(rated, given.timeout_s, name=place.name, source=rated.settings)]
+        return [_from_function(rated, given, name=place.name, source=rated.settings)]
     if isinstance(spec, RewardSpec):
         return [_reward(spec, given)]
     raise InputError(f"judge {spec!r} is no judge spec")
@@ -147,18 +162,20 @@ def _from_spec(spec: Any, place: _Place, given: _Given, inside: tuple[Path, ...]
 
 def _from_file(judge: str, path: Path, function: str, given: _Given) -> JudgePlan:
     found, source = code.load(judge, path, function)
-    return _from_function(found, given.timeout_s, name=function, source=source)
+    return _from_function(found, given, name=function, source=source)
 
 
 def _from_function(
-    function: code.JudgeFunction, timeout_s: float, *, name: str | None = None, source: str | None = None
+    function: code.JudgeFunction, given: _Given, *, name: str | None = None, source: str | None = None
 ) -> JudgePlan:
     code.timeout_of(function)
+    arity = code.arity_of(function)
+    schedule = Every(arity, most=given.calls)
 
     def build(_: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
-        return code.CodeJudge(function, ledger, tally, name=name, source=source, timeout_s=timeout_s)
+        return code.CodeJudge(function, ledger, tally, name=name, source=source, timeout_s=given.timeout_s, schedule=schedule)
 
-    return JudgePlan(None, code.arity_of(function), build)
+    return JudgePlan(None, arity, schedule, build)
 
 
 def _reward(spec: RewardSpec, given: _Given) -> JudgePlan:
@@ -178,7 +195,7 @@ def _reward(spec: RewardSpec, given: _Given) -> JudgePlan:
         function = reward.judge_of(scorer)
         return code.CodeJudge(function, ledger, tally, name=scorer.name, source=scorer.digest, engine=scorer)
 
-    return JudgePlan(None, 1, build, check=build)
+    return JudgePlan(None, 1, Every(1, most=given.calls), build, check=build)
 
 
 # LLM judges
@@ -191,25 +208,20 @@ def _llm(spec: Any, place: _Place, given: _Given) -> list[JudgePlan]:
     own = place.file(spec.constitution) if spec.constitution else None
     named = given.constitution or own or DEFAULT_CONSTITUTION
     constitution = load_constitution(named)
-    asks_letter = spec.logprobs and not spec.reason and spec.kind != "listwise"
-    forms = Forms.load(
-        spec.kind,
-        place.file(spec.token_template or f"{spec.kind}-token") if asks_letter else None,
-        place.file(spec.text_template or f"{spec.kind}-{'reason' if spec.reason else 'text'}"),
-        reference=spec.reference,
-    )
     principles = given.principles or spec.principles
-    listed = {"shown": spec.shown, "orders": spec.orders} if spec.kind == "listwise" else {}
-    words = guess_tokens((forms.token or forms.text).text)
-    whole = partial(
-        LlmJudge,
-        constitution=constitution,
-        forms=forms,
-        name=place.name,
-        reference=spec.reference,
-        max_tokens=spec.max_tokens,
-        **listed,
-    )
+    schedule, arity = _schedule(spec, given), {"pointwise": 1, "listwise": getattr(spec, "shown", None)}.get(spec.kind, 2)
+    forms = _forms(spec, place, "pairwise" if spec.kind == "adaptive" else spec.kind)
+    others = [_forms(spec, place, kind) for kind in ("pointwise", "listwise")] if spec.kind == "adaptive" else []
+    whole = partial(LlmJudge, constitution=constitution, name=place.name, reference=spec.reference, max_tokens=spec.max_tokens)
+
+    def build(of: Callable[..., LlmJudge], answers: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
+        assert answers is not None, "an LLM judge is built with its model"
+        if not others:
+            return of(answers, forms=forms, shown=arity, schedule=schedule)
+        duel = of(answers, forms=forms)
+        rate, rank = (of(answers, forms=other, beside=duel) for other in others)
+        return AdaptiveJudge(schedule, duel=duel, rate=rate, rank=rank)
+
     plans: list[JudgePlan] = []
     for principle in constitution.principles if principles == "each" else (None,):
         make = partial(whole, principle=principle, sampled=principles == "sampled", seed=given.seed)
@@ -217,21 +229,41 @@ def _llm(spec: Any, place: _Place, given: _Given) -> list[JudgePlan]:
         plans.append(
             JudgePlan(
                 model,
-                {"pairwise": 2, "pointwise": 1}.get(spec.kind, listed.get("shown")),
-                partial(_build_llm, make),
-                orders=listed.get("orders", 0),
-                template_tokens=words + guess_tokens(text),
-                letter=asks_letter,
-                check=None if plans else partial(_build_llm, whole),
+                arity,
+                schedule,
+                partial(build, make),
+                template_tokens=guess_tokens((forms.token or forms.text).text) + guess_tokens(text),
+                letter=forms.token is not None,
+                check=None if plans else partial(build, whole),
                 constitution=named,
             )
         )
     return plans
 
 
-def _build_llm(make: Callable[[Answers], Judge], answers: Answers | None, ledger: Ledger, tally: Tally) -> Judge:
-    assert answers is not None, "an LLM judge is built with its model"
-    return make(answers)
+def _forms(spec: Any, place: _Place, kind: Kind) -> Forms:
+    """The templates by which a judge of the spec asks in one of the forms; one of its own is for the form of its kind."""
+    own = kind == ("pairwise" if spec.kind == "adaptive" else spec.kind)
+    asks_letter = spec.logprobs and not spec.reason and kind != "listwise"
+    token, text = (spec.token_template, spec.text_template) if own else (None, None)
+    return Forms.load(
+        kind,
+        place.file(token or f"{kind}-token") if asks_letter else None,
+        place.file(text or f"{kind}-{'reason' if spec.reason else 'text'}"),
+        reference=spec.reference,
+    )
+
+
+def _schedule(spec: Any, given: _Given) -> Schedule:
+    """When a judge of the spec is shown what."""
+    if isinstance(spec, AdaptiveSpec):
+        rates = spec.logprobs and not spec.reason
+        return Adaptive(given.calls or spec.calls, spec.target, given.aim, rates)
+    if isinstance(spec, ListwiseSpec):
+        return Every(spec.shown, spec.orders, given.calls)
+    if isinstance(spec, PairwiseSpec) and spec.schedule != "all":
+        return _DUELS[spec.schedule](given.calls)
+    return Every(1 if spec.kind == "pointwise" else 2, most=given.calls)
 
 
 # A jury

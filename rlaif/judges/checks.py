@@ -21,6 +21,7 @@ from typing import Any
 from rlaif.aio import all_of
 from rlaif.data import read_candidates
 from rlaif.errors import InputError
+from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.llm import LlmJudge
 from rlaif.keys import seed_of
 from rlaif.pairs import eligible
@@ -103,8 +104,7 @@ class Checks:
         self._first_of_identical: float | None = None
         self._recent: deque[str] = deque(maxlen=_RECENT)
         self._lately, self._by_gold = Counter[str](), Counter[str]()
-        self._said: deque[tuple[str, float]] = deque(maxlen=_WINDOW)
-        self._kinds = Counter[str]()
+        self._pairs, self._ratings = _Lately(), _Lately()
 
     @property
     def name(self) -> str:
@@ -184,17 +184,19 @@ class Checks:
     async def _outcome(self, planted: Planted) -> Outcome:
         prompt, pair = planted.prompt, (planted.better, planted.worse)
         if self._asked.arity == 1:
-            said = await all_of(*(self._asked(prompt, [one], pair) for one in pair))
-            return _rated(planted, said, self._tie)
+            return _rated(planted, await self._ask([[one] for one in pair], prompt, pair), self._tie)
         orders = (pair,) if planted.tied else (pair, pair[::-1])
-        said = await all_of(*(self._asked(prompt, list(shown), pair) for shown in orders))
-        return _compared(planted, said)
+        return _compared(planted, await self._ask(orders, prompt, pair))
+
+    async def _ask(self, groups: Sequence[Sequence[Candidate]], prompt: Prompt, among: Sequence[Candidate]) -> list[Verdict]:
+        said = await all_of(*(self._asked(prompt, list(shown), among) for shown in groups))
+        return [verdict for verdict in said if verdict is not None]
 
     # The run's own verdicts
 
     def _watch(self, verdicts: Sequence[Verdict]) -> None:
         judge = self._judge
-        if isinstance(judge, LlmJudge) and judge.given >= _GIVEN and judge.missing_in_a_row >= _MISSING:
+        if isinstance(judge, LlmJudge | AdaptiveJudge) and judge.given >= _GIVEN and judge.missing_in_a_row >= _MISSING:
             self.degenerate = (
                 f"it lost its log-probabilities: {judge.given} replies had them, and the last {judge.missing_in_a_row} had none"
             )
@@ -206,23 +208,32 @@ class Checks:
                 continue
             named = [(a > b) - (a < b) for a, b in (scores, swapped)]
             kind = {2: "first", -2: "second"}.get(sum(named), "other" if any(named) else "tie")
-            self._note(kind, _middle((scores[0], swapped[1])))
+            self._pairs.note(kind, _middle((scores[0], swapped[1])))
         for verdict in mine:
             if len(verdict.shown) == 1 and verdict.scores is not None:
-                self._note("rating", verdict.scores[0])
-        self._same_always()
+                self._ratings.note("rating", verdict.scores[0])
+        self.degenerate = self.degenerate or self._pairs.same_always() or self._ratings.same_always()
 
-    def _note(self, kind: str, said: float) -> None:
+
+class _Lately:
+    """The last things that a judge said of pairs, or as ratings."""
+
+    def __init__(self) -> None:
+        self._said: deque[tuple[str, float]] = deque(maxlen=_WINDOW)
+        self._kinds = Counter[str]()
+
+    def note(self, kind: str, said: float) -> None:
         """Adds to the last things said; the oldest goes."""
         if len(self._said) == _WINDOW:
             self._kinds[self._said[0][0]] -= 1
         self._said.append((kind, said))
         self._kinds[kind] += 1
 
-    def _same_always(self) -> None:
+    def same_always(self) -> str | None:
+        """What it always says, if it does."""
         count = len(self._said)
         if count < _WINDOW or self._kinds.most_common(1)[0][1] < _SAME_SHARE * count:
-            return
+            return None
         kind = self._kinds.most_common(1)[0][0]
         middle = sum(said for _, said in self._said) / count
         spread = (sum((said - middle) ** 2 for _, said in self._said) / count) ** 0.5
@@ -231,9 +242,9 @@ class Checks:
             "second": "named the second shown in both orders of",
             "rating": f"gave {middle:g} to each of",
         }.get(kind)
-        if words is not None and (spread == 0.0 if kind == "rating" else spread < _SPREAD):
-            what = "answers" if kind == "rating" else "pairs"
-            self.degenerate = f"it {words} the last {self._kinds[kind] if kind != 'rating' else count} {what}"
+        if words is None or (spread != 0.0 if kind == "rating" else spread >= _SPREAD):
+            return None
+        return f"it {words} the last {self._kinds[kind]} {'answers' if kind == 'rating' else 'pairs'}"
 
 
 def read_gold(path: str) -> list[Planted]:

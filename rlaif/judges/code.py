@@ -34,7 +34,8 @@ from rlaif.judges.source import source_digest
 from rlaif.keys import digest, plain
 from rlaif.ledger import KEY_BYTES, Failure, Ledger, Stored
 from rlaif.prices import Usage
-from rlaif.types import Candidate, Prompt, Verdict
+from rlaif.ranking.schedule import Every
+from rlaif.types import Candidate, Prompt, Schedule, Verdict
 
 TIMEOUT_S = 300.0
 _NOTHING = Usage(0, 0, 0)
@@ -75,9 +76,11 @@ class CodeJudge:
         source: str | None = None,
         timeout_s: float = TIMEOUT_S,
         engine: Engine | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         self.name: str = name or str(getattr(function, "__name__", type(function).__name__))
-        self.arity, self.orders = arity_of(function), 0
+        self.arity = arity_of(function)
+        self.schedule = schedule or Every(self.arity)
         self.digest = digest(["code", self.name, source or source_digest(function), self.arity])
         self._function, self._ledger, self._tally, self._engine = function, ledger, tally, engine
         self._timeout_s = timeout_of(function, timeout_s)

@@ -3,8 +3,8 @@
 `pairwise` is shown two answers, `pointwise` one, `listwise` k in seeded orders. What a reply may say is declared by its
 template. Where the endpoint gives log-probabilities, the first two ask for the bare letter or digit and read the
 probabilities; where they are missing, or the options hold less than half of the mass, they ask for the verdict as text (or
-for a constrained option, where the model can). If the first call about a prompt has none, its other calls ask for text at once,
-and those of no other prompt: what a prompt is asked depends on its own answers alone, in whatever order they come. The
+for a constrained option, where the model can). If the first call about a prompt gives none, its other calls ask for text at
+once, and those of no other prompt: what a prompt is asked depends on its own answers alone, in whatever order they come. The
 question is built so that shared prefixes stay shared: constitution and instructions, then the user's prompt, then the answers.
 
 Texts to be judged stand between delimiters made from a hash of all of them, special tokens in them are broken up, and so is
@@ -16,15 +16,16 @@ from __future__ import annotations
 import logging
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from rlaif.errors import CallFailed, InputError, StopRun, Unsupported
 from rlaif.judges.parse import Grammar, Unreadable
 from rlaif.judges.specials import Disarm
 from rlaif.keys import digest, seed_of
+from rlaif.ranking.schedule import Every
 from rlaif.templates import Constitution, Principle, Template, load_template
-from rlaif.types import Answers, Candidate, Choice, Prompt, Request, Verdict
+from rlaif.types import Answers, Candidate, Choice, Prompt, Request, Schedule, Verdict
 
 log = logging.getLogger("rlaif")
 
@@ -85,18 +86,18 @@ class LlmJudge:
         principle: Principle | None = None,
         sampled: bool = False,
         seed: int = 0,
-        shown: int = 4,
-        orders: int = 2,
+        shown: int | None = None,
+        schedule: Schedule | None = None,
         reference: bool = False,
         max_tokens: int = 2048,
+        beside: LlmJudge | None = None,
     ) -> None:
         self.name = f"{name}:{model.name}" + (f"#{principle.id}" if principle else "")
         self.arity: int | None = {"pairwise": 2, "pointwise": 1}.get(forms.kind, shown)
-        self.orders = orders if forms.kind == "listwise" else 0
+        self.schedule = schedule or Every(self.arity)
         self._seed = seed if sampled else None
-        listed = [shown, orders] if forms.kind == "listwise" else None
         templates = [t.digest if t else None for t in (forms.token, forms.text)]
-        settings = [principle and principle.id, self._seed, listed, reference, max_tokens]
+        settings = [principle and principle.id, self._seed, repr(self.schedule), reference, max_tokens]
         self.digest = digest([forms.kind, dict(model.identity), constitution.digest, templates, settings])
         self._model, self._constitution, self._principle = model, constitution, principle
         self._forms, self._reference, self._max_tokens = forms, reference, max_tokens
@@ -104,24 +105,37 @@ class LlmJudge:
         self._text_grammar = Grammar.of(forms.text.front, forms.text.name)
         self._scale = KINDS[forms.kind][2]
         self._disarm = Disarm(model.specials)
-        self._logprobs, self._told = forms.token is not None, False
+        self._memory: _Memory = _Memory(forms.token is not None) if beside is None else beside._memory
+        self._told = False
         self.given = self.missing_in_a_row = 0  # replies with log-probabilities, and the last ones without
-        self._first: dict[tuple[int, str], bool | None] = {}
-        self._marks: dict[tuple[int | str, ...], str] = {}
 
     async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
         """One verdict on the candidates in the order shown; a reply that cannot be read is a verdict without scores."""
+        verdict = await self._verdict(prompt, shown, among, as_text=True)
+        assert verdict is not None, "what cannot be read as text is a verdict without scores"
+        return verdict
+
+    async def option(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict | None:
+        """The verdict by the options' probabilities, None where they cannot be had: then nothing is asked as text."""
+        return await self._verdict(prompt, shown, among, as_text=False)
+
+    async def _verdict(
+        self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate], *, as_text: bool
+    ) -> Verdict | None:
         ids = tuple([c.id for c in shown])
         ask = self._question(prompt, shown, among)
         known = Verdict(self.name, ids, None, principle=ask.principle.id if ask.principle else None, weight=self._weight)
         try:
-            found = await self._by_token(ask) if self._logprobs else None
+            found = await self._by_token(ask) if self._memory.logprobs else None
             if found is not None:
-                return replace(known, scores=found[0], scale=found[1])
+                return replace(known, scores=found[0], scale=found[1], calls=ask.calls)
+            if not as_text:
+                return None
             request = ask.request(self._forms.text, self._text_grammar, temperature=0.0, max_tokens=self._max_tokens)
             choice = await self._model.answer(request)
         except CallFailed as error:
-            return replace(known, error=f"{error.kind}: {error}")
+            return replace(known, error=f"{error.kind}: {error}", calls=ask.calls)
+        known = replace(known, calls=ask.calls)
         try:
             if choice.error:
                 raise Unreadable("refusal", choice.error)
@@ -169,26 +183,27 @@ class LlmJudge:
     def _mark(self, prompt: Prompt, among: Sequence[Candidate]) -> str:
         """The prompt's delimiter, made once."""
         known: tuple[int | str, ...] = (prompt.ordinal, prompt.id, *(c.id for c in among))
-        if known not in self._marks:
-            _remember(self._marks, known, mark_for(prompt, among))
-        return self._marks[known]
+        marks = self._memory.marks
+        if known not in marks:
+            _remember(marks, known, mark_for(prompt, among))
+        return marks[known]
 
     # The bare option
 
     async def _by_token(self, ask: _Question) -> _Found | None:
         """The scores by the options' probabilities, None where they cannot be had."""
-        about = ask.ordinal, ask.mark
-        is_first = about not in self._first
+        about, first = (ask.ordinal, ask.mark), self._memory.first
+        is_first = about not in first
         if is_first:
-            _remember(self._first, about, None)
-        elif self._first.get(about) is False:
+            _remember(first, about, None)
+        elif first.get(about) is False:
             return None
         try:
             choice = await self._option(ask, choices=())
         except Unsupported as error:
             if error.kind != "logprobs":
                 raise
-            self._logprobs = False  # refused once is refused for every call
+            self._memory.logprobs = False  # refused once is refused for every call
             self._fall_back(str(error))
             return None
         except CallFailed as error:
@@ -198,10 +213,9 @@ class LlmJudge:
             return None
         if choice.error:
             return None
-        given = choice.first_token is not None
-        if is_first:
-            _remember(self._first, about, given)
-        if not given:
+        if choice.first_token is None:
+            if is_first:
+                _remember(first, about, False)
             self.missing_in_a_row += 1
             self._fall_back(f"{self._model.name} gives no log-probabilities")
             return None
@@ -209,6 +223,8 @@ class LlmJudge:
         found = self._read(choice, _MASS_NEEDED)
         if found is None and await self._model.can_constrain():
             found = await self._constrained(ask, choice)
+        if is_first:
+            _remember(first, about, found is not None)
         if found is None:
             self._fall_back(f"{self._model.name} does not answer with the bare verdict")
         return found
@@ -275,9 +291,21 @@ def _conversation(prompt: Prompt, mark: str) -> str:
     return "\n\n".join(f"[{mark} {m['role']}]\n{m['content']}" for m in prompt.messages)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class _Memory:
+    """What is known of the model and of the prompts, lately: whether their first call had the options' probabilities."""
+
+    logprobs: bool
+    first: dict[tuple[int, str], bool | None] = field(default_factory=dict)
+    marks: dict[tuple[int | str, ...], str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class _Question:
-    """What a judge asks about some answers, before it has the form of a template. `texts` are to be judged."""
+    """What a judge asks about some answers, before it has the form of a template. `texts` are to be judged.
+
+    `calls` is how often it has been put into a form: each is asked.
+    """
 
     ordinal: int
     mark: str
@@ -286,8 +314,10 @@ class _Question:
     texts: Mapping[str, str]
     fixed: Mapping[str, str]
     disarm: Disarm
+    calls: int = 0
 
     def request(self, template: Template, grammar: Grammar, **settings: Any) -> Request:
+        self.calls += 1
         texts = {name: grammar.disarm(self.disarm(text)) for name, text in self.texts.items()}
         reference = texts.get("reference")
         about = f"\n[{self.mark} reference: a right answer, to check the others by]\n{reference}" if reference else ""

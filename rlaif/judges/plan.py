@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from rlaif.calls import Tally
 from rlaif.errors import StopRun
 from rlaif.ledger import Ledger
-from rlaif.types import Answers, Candidate, Judge, Prompt, Verdict
+from rlaif.types import Answers, Candidate, Judge, Prompt, Schedule, Verdict
 
 Build = Callable[[Answers | None, Ledger, Tally], Judge]
 
 
 @dataclass(frozen=True, slots=True)
 class JudgePlan:
-    """A judge that is known to be usable: `model` is the chat model it needs, if any, `arity` and `orders` as of `Judge`.
+    """A judge that is known to be usable: `model` is the chat model it needs, if any, `arity` and `schedule` as of `Judge`.
 
     `constitution` is the name of the one that it reads. `check` builds the judge that planted checks ask in its stead, None
     where there are none for it. For a forecast: about how many tokens its own words are, and whether it asks for a bare
@@ -24,8 +24,8 @@ class JudgePlan:
 
     model: str | None
     arity: int | None
+    schedule: Schedule
     build: Build
-    orders: int = 0
     template_tokens: int = 0
     letter: bool = False
     check: Build | None = None
@@ -45,7 +45,7 @@ class Weighted:
 
     def __init__(self, judge: Judge, weight: float) -> None:
         self.inner, self._weight = judge, weight
-        self.arity, self.orders = judge.arity, judge.orders
+        self.arity, self.schedule = judge.arity, judge.schedule
         self.digest = f"{judge.digest}*{weight:g}"
 
     @property
@@ -57,10 +57,10 @@ class Weighted:
     def name(self, name: str) -> None:
         self.inner.name = name
 
-    async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict:
+    async def __call__(self, prompt: Prompt, shown: Sequence[Candidate], among: Sequence[Candidate]) -> Verdict | None:
         """The judge's verdict, with the weight."""
         said = await self.inner(prompt, shown, among)
-        return replace(said, weight=said.weight * self._weight)
+        return said and replace(said, weight=said.weight * self._weight)
 
     def stop(self, reason: StopRun) -> None:
         """Stops the judge."""

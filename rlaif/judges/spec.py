@@ -14,6 +14,7 @@ from rlaif.errors import InputError
 from rlaif.judges.llm import LETTERS
 from rlaif.judges.reward import RewardSpec
 from rlaif.judges.rules import RulesSpec
+from rlaif.ranking.adaptive import TARGET
 from rlaif.templates import read_yaml
 
 Principles = Literal["all", "sampled", "each"]
@@ -46,9 +47,18 @@ def _is_judge(value: Any) -> Any:
 
 
 class PairwiseSpec(_LlmSpec):
-    """Two at a time, all pairs in both orders."""
+    """Two at a time, in both orders: all pairs, or those that `schedule` says."""
 
     kind: Literal["pairwise"] = "pairwise"
+    schedule: Literal["all", "swiss", "elimination", "random-pair"] = "all"
+
+
+class AdaptiveSpec(_LlmSpec):
+    """Scores of all, then duels where they matter: at most `calls`, and none beyond P(chosen better) = `target`."""
+
+    kind: Literal["adaptive"] = "adaptive"
+    calls: int | None = Field(default=None, ge=2)
+    target: float = Field(default=TARGET, gt=0.5, le=1.0)
 
 
 class PointwiseSpec(_LlmSpec):
@@ -90,11 +100,11 @@ class JurySpec(_Spec):
     weights: list[Annotated[float, Field(gt=0.0, allow_inf_nan=False)]] | None = None
 
 
+LlmSpec = AdaptiveSpec | PairwiseSpec | PointwiseSpec | ListwiseSpec
 Spec = Annotated[
-    PairwiseSpec | PointwiseSpec | ListwiseSpec | RewardSpec | RulesSpec | RecordedSpec | FunctionSpec | JurySpec,
+    LlmSpec | RewardSpec | RulesSpec | RecordedSpec | FunctionSpec | JurySpec,
     Field(discriminator="kind"),
 ]
-LlmSpec = PairwiseSpec | PointwiseSpec | ListwiseSpec
 _SPECS: TypeAdapter[Any] = TypeAdapter(Spec)
 
 

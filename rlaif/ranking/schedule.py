@@ -1,45 +1,223 @@
-"""Which candidates a judge is shown together, and in which order."""
+"""Which candidates a judge is shown together, in which order, and after which verdicts.
+
+What a schedule (`rlaif.types.Schedule`) yields depends on the candidates, the seed and what it was sent, on nothing else. With
+`most`, it asks for no more model calls than that, as far as what the first ones took tells.
+
+    Every        all groups of a size in all orders, or some seeded orders of all; under `most` a part that leaves nobody out
+    RandomPair   one pair, drawn at random
+    Elimination  single elimination: who wins a duel goes on, until one is left
+    Swiss        each round pairs those who stand next to each other and have not met
+    Adaptive     in `rlaif.ranking.adaptive`
+
+Duels, as all but `Every` may ask for, are two verdicts: a pair in both orders.
+"""
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import permutations
 
+from rlaif.ranking import posterior
+from rlaif.types import Group, Rounds, Said, Verdict
 
-def groups(count: int, arity: int | None, orders: int = 0, seed: int = 0) -> list[tuple[int, ...]]:
-    """Index groups for a judge that is shown `arity` of `count` candidates at a time (None: all at once).
 
-    With `orders` 0, arity 1: each alone; arity k: every choice of k in every order, so 2 means all pairs in both orders;
-    sorted by the first shown: neighbours share the longest prefix.
+@dataclass(frozen=True, slots=True)
+class Every:
+    """Every choice of `arity` candidates (None: all at once) in every order; with `orders`, so many rounds that show everyone.
 
-    With `orders` n: n rounds, in each of which everyone is shown at least once. A round is a shuffle of all, cut into groups
-    of `arity` that overlap by one, so that nobody is out of comparison; every second round shows the groups of the one
-    before in reverse: each two that meet are shown in both orders.
+    With `arity` 1, each alone; with 2, all pairs in both orders; sorted by the first shown, as neighbours then share a prefix.
     """
-    if count < 1:
-        return []
-    if orders:
-        return _rounds(count, min(arity or count, count), orders, random.Random(seed))
-    if arity is None or (arity >= count and arity > 2):
-        return [tuple(range(count))]
-    return list(permutations(range(count), arity))
+
+    arity: int | None
+    orders: int = 0
+    most: int | None = None
+
+    def rounds(self, ids: Sequence[str], seed: int) -> Rounds:
+        """The first group by itself, which brings the prefix of the others into the endpoint's cache, then the others."""
+        first, *others = self.groups(len(ids), seed)
+        said = yield [first]
+        if self.most is not None:
+            others = others[: self.most // calls_of(said) - 1]
+        if others:
+            yield others
+
+    def calls(self, count: int) -> Counter[int]:
+        """See `Schedule`."""
+        return Counter(map(len, self.groups(count, 0))) if count > 1 else Counter()
+
+    def groups(self, count: int, seed: int) -> list[Group]:
+        """All that is asked about, whatever is said."""
+        if self.orders:
+            return _circuits(count, min(self.arity or count, count), self.orders, random.Random(seed))[: self.most]
+        if self.arity is None or (self.arity >= count and self.arity > 2):
+            return [tuple(range(count))]
+        if self.most is not None and self.most < math.perm(count, self.arity):
+            return self._some(count, random.Random(seed), self.most)
+        return list(permutations(range(count), self.arity))
+
+    def _some(self, count: int, draw: random.Random, most: int) -> list[Group]:
+        """A seeded part: of pairs, whole duels round a circle, first of neighbours, so that everyone is compared soon."""
+        places = list(range(count))
+        draw.shuffle(places)
+        if self.arity == 2:
+            circle = [(places[k], places[(k + step) % count]) for step in range(1, count // 2 + 1) for k in range(count)]
+            pairs = list(dict.fromkeys((min(pair), max(pair)) for pair in circle))[: most // 2]
+            return sorted(both_orders(pairs))
+        if self.arity == 1:
+            return sorted((place,) for place in places[:most])
+        return [tuple(draw.sample(places, self.arity or count)) for _ in range(most)]
 
 
-def _rounds(count: int, size: int, orders: int, shuffle: random.Random) -> list[tuple[int, ...]]:
-    found: list[tuple[int, ...]] = []
-    cut: list[tuple[int, ...]] = []
+def _circuits(count: int, size: int, orders: int, draw: random.Random) -> list[Group]:
+    """`orders` rounds: a shuffle of all, cut into groups of `size` that overlap by one, so that nobody is out of comparison.
+
+    Every second round shows the groups of the one before in reverse: each two that meet are shown in both orders.
+    """
+    found: list[Group] = []
+    cut: list[Group] = []
     for number in range(orders):
         if number % 2:
             cut = [group[::-1] for group in cut]
         else:
             order = list(range(count))
-            shuffle.shuffle(order)
+            draw.shuffle(order)
             starts = [*range(0, max(1, count - size), max(1, size - 1)), count - size]
             cut = [tuple(order[start : start + size]) for start in dict.fromkeys(starts)]
         found.extend(cut)
     return found
 
 
-def calls(count: int, arity: int | None, orders: int = 0) -> int:
-    """How many groups there are: at most how many verdicts a judge is asked for. Fewer than two candidates need none."""
-    return 0 if count < 2 else len(groups(count, arity, orders))
+@dataclass(frozen=True, slots=True)
+class RandomPair:
+    """One duel of two candidates drawn by the seed."""
+
+    most: int | None = None
+
+    def rounds(self, ids: Sequence[str], seed: int) -> Rounds:
+        """See `Schedule`."""
+        one, other = random.Random(seed).sample(range(len(ids)), 2)
+        yield both_orders([(one, other)])
+
+    def calls(self, count: int) -> Counter[int]:
+        """See `Schedule`."""
+        return Counter({2: 2} if count > 1 else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Elimination:
+    """Duels of a seeded draw; who wins goes on, the earlier drawn of a tie, until one is left: count - 1 duels."""
+
+    most: int | None = None
+
+    def rounds(self, ids: Sequence[str], seed: int) -> Rounds:
+        """See `Schedule`."""
+        left = list(range(len(ids)))
+        random.Random(seed).shuffle(left)
+        purse = Purse(self.most)
+        while len(left) > 1 and purse.duels():
+            pairs = list(zip(left[::2], left[1::2], strict=False))[: purse.duels()]
+            said = yield both_orders(pairs)
+            purse.pay(said)
+            won = [pair[0] if _won(ids, pair, two) >= 0.0 else pair[1] for pair, two in zip(pairs, _twos(said), strict=True)]
+            left = won + left[2 * len(pairs) :]
+
+    def calls(self, count: int) -> Counter[int]:
+        """See `Schedule`."""
+        return _duels(count - 1, self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class Swiss:
+    """ceil(log2 count) rounds of duels: of a seeded draw, then of those next to each other by the posterior mean so far."""
+
+    most: int | None = None
+
+    def rounds(self, ids: Sequence[str], seed: int) -> Rounds:
+        """See `Schedule`."""
+        order = list(range(len(ids)))
+        random.Random(seed).shuffle(order)
+        purse, met = Purse(self.most), set[frozenset[int]]()
+        verdicts: list[Verdict] = []
+        for number in range(math.ceil(math.log2(len(ids)))):
+            if number:
+                means, _ = posterior.of_one(ids, verdicts)
+                order.sort(key=lambda place: -means[place])
+            pairs = _neighbours(order, met)[: purse.duels()]
+            if not pairs:
+                return
+            met.update(map(frozenset, pairs))
+            said = yield both_orders(pairs)
+            purse.pay(said)
+            verdicts += filter(None, said)
+
+    def calls(self, count: int) -> Counter[int]:
+        """See `Schedule`."""
+        return _duels((count // 2) * math.ceil(math.log2(max(count, 2))), self.most) if count > 1 else Counter()
+
+
+def _neighbours(order: Sequence[int], met: set[frozenset[int]]) -> list[tuple[int, int]]:
+    """Pairs from the top down, each with the next one it has not met."""
+    left, found = list(order), []
+    while left:
+        one = left.pop(0)
+        other = next((place for place in left if frozenset((one, place)) not in met), None)
+        if other is not None:
+            left.remove(other)
+            found.append((one, other))
+    return found
+
+
+class Purse:
+    """How many more calls a prompt may take; None: any number."""
+
+    def __init__(self, most: int | None) -> None:
+        self._left, self._price = most, 1
+
+    def pay(self, said: Said) -> None:
+        """Takes off what these took; a later one is reckoned to take as many calls as the dearest so far."""
+        self._price = max(self._price, calls_of(said))
+        if self._left is not None:
+            self._left -= sum(1 if v is None else v.calls for v in said)
+
+    def asks(self) -> int:
+        """How many more groups may be asked about."""
+        return 2**31 if self._left is None else max(0, self._left // self._price)
+
+    def duels(self) -> int:
+        """How many more pairs may be asked about in both orders."""
+        return self.asks() // 2
+
+
+def calls_of(said: Said) -> int:
+    """The most calls that one of these took."""
+    return max((v.calls for v in said if v is not None), default=1)
+
+
+def both_orders(pairs: Iterable[tuple[int, int]]) -> list[Group]:
+    """Each pair as it is, then the other way round."""
+    return [shown for one, other in pairs for shown in ((one, other), (other, one))]
+
+
+def _duels(count: int, most: int | None) -> Counter[int]:
+    """The calls of so many duels."""
+    asked = 2 * max(0, min(count, count if most is None else most // 2))
+    return Counter({2: asked} if asked else {})
+
+
+def _twos(said: Said) -> Iterator[Said]:
+    return (said[place : place + 2] for place in range(0, len(said), 2))
+
+
+def _won(ids: Sequence[str], pair: tuple[int, int], said: Said) -> float:
+    """By how much the first of the pair won over both orders; 0 for a tie, or if nothing could be read."""
+    lead = 0.0
+    for verdict in said:
+        if verdict is not None and verdict.scores is not None:
+            scores = dict(zip(verdict.shown, verdict.scores, strict=True))
+            apart = scores[ids[pair[0]]] - scores[ids[pair[1]]]
+            lead += apart if verdict.scale == "probability" else math.copysign(1.0, apart) if apart else 0.0
+    return lead

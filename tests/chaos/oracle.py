@@ -1,8 +1,8 @@
 """What a perfect endpoint says: a completion is a function of the behaviour and the request alone.
 
 Answers are hashed from the model, the messages, the seed and the choice's index, and hold a hidden number ("quality 0.731").
-Requests with log-probabilities or `[[A]]` in the last message are judge calls: the oracle compares the last two qualities
-in the message.
+Requests with log-probabilities or `[[A]]`, `[[1]]` or `[[B > A` in the last message are judge calls: the oracle compares the
+last two qualities in the message, rates by the last one, or ranks by those of all answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from chaos.behaviour import Behaviour
 
@@ -31,7 +31,8 @@ class Asked:
         messages, model = _sorted_json(body["messages"]), _sorted_json(body["model"])
         rest = _sorted_json({name: value for name, value in body.items() if name != "messages"})
         self.id = hashlib.sha256(f"{messages}{rest}".encode()).hexdigest()[:24]
-        self.judge = bool(body.get("logprobs")) or "[[A]]" in text_of(body["messages"][-1])
+        text = text_of(body["messages"][-1])
+        self.judge = bool(body.get("logprobs")) or any(mark in text for mark in ("[[A]]", "[[1]]", "[[B > A"))
         self._mark = hashlib.sha256(f"[{model}, {messages}, [".encode())
         self._seed = _sorted_json(body.get("seed"))
 
@@ -61,9 +62,8 @@ def answer(how: Behaviour, asked: Asked, more: int = 0) -> dict[str, Any]:
     return {"id": asked.id, "object": "chat.completion", "model": body["model"], "choices": choices, "usage": usage}
 
 
-def _choice(how: Behaviour, asked: Asked, index: int, verdict: float | str | None) -> dict[str, Any]:
+def _choice(how: Behaviour, asked: Asked, index: int, verdict: _Verdict | str | None) -> dict[str, Any]:
     scored = asked.body.get("logprobs")
-    probability = verdict if isinstance(verdict, float) else None
     finish, logprobs = "stop", None
     if verdict is None:
         text, quality = _answer_text(how, asked, index)
@@ -72,13 +72,12 @@ def _choice(how: Behaviour, asked: Asked, index: int, verdict: float | str | Non
         text = verdict
     elif scored:
         held = any(name in asked.body for name in ("structured_outputs", "regex", "grammar"))
-        text = "The" if how.logprobs == "vague" and not held else "A" if verdict >= 0.5 else "B"
+        text = "The" if how.logprobs == "vague" and not held else max(verdict.likely, key=lambda t: verdict.likely[t])
     else:
-        text = "I compared them. " + ("[[C]]" if verdict == 0.5 else "[[A]]" if verdict > 0.5 else "[[B]]")
+        text = f"I compared them. {verdict.text}"
     if scored and how.logprobs != "ignored":
-        vague = probability is None or how.logprobs == "vague"
-        likely = {"I": 0.9, "We": 0.1} if vague or probability is None else {"A": probability, "B": 1.0 - probability}
-        logprobs = _logprobs(likely)
+        vague = not isinstance(verdict, _Verdict) or how.logprobs == "vague"
+        logprobs = _logprobs({"I": 0.9, "We": 0.1} if vague else verdict.likely)
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if how.thinking == "field":
         message["reasoning_content"] = THINKING
@@ -95,17 +94,50 @@ def _answer_text(how: Behaviour, asked: Asked, index: int) -> tuple[str, float]:
     return f"Answer {mark[6:12]}{' and more' * (int(mark[12], 16) % 8)}, of quality {quality:.3f}.", quality
 
 
-def _verdict(how: Behaviour, body: dict[str, Any]) -> float | str:
-    """The probability that the first answer shown is the better one, or a reply that is no clear verdict."""
+class _Verdict(NamedTuple):
+    """A verdict as text, and the probabilities of the bare options (none for a ranking)."""
+
+    text: str
+    likely: dict[str, float]
+
+
+def _verdict(how: Behaviour, body: dict[str, Any]) -> _Verdict | str:
+    """What is asked for, or a reply that is no clear verdict."""
     if how.judge in ("unreadable", "contradictory"):
         return "I would rather not say." if how.judge == "unreadable" else "At first [[A]], but then [[B]]."
-    if how.judge in ("first", "tie"):
-        return 0.9 if how.judge == "first" else 0.5
     text = text_of(body["messages"][-1])
-    shown = [float(q) for q in QUALITY.findall(text)][-2:]
-    if len(shown) < 2:  # none of its own answers: one that ends like a sentence is the better one
+    if "[[B > A" in text:
+        return _Verdict(f"[[{_ranking(how, text)}]]", {})
+    rates = "[[1]]" in text or "one digit" in text
+    shown = [float(q) for q in QUALITY.findall(text)][-1 if rates else -2 :]
+    if len(shown) < 2 - rates:  # none of its own answers: one that ends like a sentence is the better one
         shown = [0.5 if a.rstrip().endswith(".") and "###" not in a else 0.0 for a in _ANSWER.split(text)[1:-1]]
-    return 1.0 / (1.0 + math.exp(6.0 * (shown[1] - shown[0]))) if len(shown) == 2 else "I see no two answers."
+    if rates:
+        return _rating(shown[-1] if shown and how.judge == "oracle" else 0.5)
+    if how.judge in ("first", "tie"):
+        p = 0.9 if how.judge == "first" else 0.5
+    elif len(shown) == 2:
+        p = 1.0 / (1.0 + math.exp(6.0 * (shown[1] - shown[0])))
+    else:
+        return "I see no two answers."
+    return _Verdict("[[C]]" if p == 0.5 else "[[A]]" if p > 0.5 else "[[B]]", {"A": p, "B": 1.0 - p})
+
+
+def _rating(quality: float) -> _Verdict:
+    """1 to 9 by the quality, between two digits by their probabilities."""
+    below, part = divmod(1.0 + 8.0 * quality, 1.0)
+    likely = {f"{below:.0f}": 1.0 - part, f"{below + 1:.0f}": part}
+    return _Verdict(f"[[{below + round(part):.0f}]]", {token: p for token, p in likely.items() if p > 0.0})
+
+
+def _ranking(how: Behaviour, text: str) -> str:
+    """The letters of the answers shown, by their qualities; as they are shown, for a judge that likes the first."""
+    found = [QUALITY.findall(section) for section in _ANSWER.split(text)[1:-1]]
+    shown = [float(qualities[-1]) if qualities else 0.0 for qualities in found]
+    letters = [chr(ord("A") + place) for place in range(len(shown))]
+    if how.judge == "oracle":
+        letters.sort(key=lambda letter: -shown[ord(letter) - ord("A")])
+    return (" = " if how.judge == "tie" else " > ").join(letters)
 
 
 def _logprobs(likely: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,181 @@
+"""Judging where it matters: cheap scores of all candidates first, then duels of those on whom the decision depends.
+
+Each candidate is rated by itself; where the judge cannot give an expected rating (no log-probabilities), all are ranked
+together twice, in an order and in its reverse. From then on it is known who may be the best and who the worst, and a duel, a
+pair in both orders, is asked for only where its outcome is expected to move the choice: that is its knowledge gradient
+(Frazier, Powell and Dayanik 2009, "The knowledge-gradient policy for correlated normal beliefs"). With the posterior of the
+strengths N(m, C), a duel of i and j, read as an observation of s_i - s_j with variance r, will move the means by
+
+    a Z,   a = C u / sqrt(u'Cu + r),   u = e_i - e_j,   Z ~ N(0, 1),
+
+and its worth is E[max(m + a Z) - min(m + a Z)] - (max m - min m): by how much the expected gap between the best and the worst
+is to grow (with the aim "best": E[max(m + a Z)] - max m). r is 1 / (2 p (1 - p)), the inverse Fisher information of two
+verdicts with probability p. Two duels of different candidates may be asked for at once: the second is chosen under the
+covariance that the first will leave, which does not depend on its outcome.
+
+Where no score can be read, pairs round a circle are compared. It ends when P(best better than worst) reaches the target, no duel is worth anything, or the calls are spent. If all pairs in
+both orders are no more calls than it may ask for, it asks for these: of two candidates there is nothing to save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif.ranking import posterior
+from rlaif.ranking.schedule import Every, Purse, both_orders
+from rlaif.types import Group, Rounds, Said, Verdict
+
+Aim = Literal["gap", "best"]
+Floats = NDArray[np.float64]
+
+TARGET = 1.0
+"""P(chosen better than rejected) from which on nothing more is asked."""
+AT_ONCE = 2
+_WORTH = 1e-4  # of the gap so far: a duel that is expected to add less adds nothing
+_LETTERS = 26
+_UNSCORED = 12  # all pairs of four
+_RATINGS_SD = 1.8  # of ratings from 1 to 9, within a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """Scores, then duels: at most `most` calls, or by default log2(count) duels. `rates` False: ranks together from the start.
+
+    `aim` is what the duels are for: the "gap" between the best and the worst, or the "best" alone.
+    """
+
+    most: int | None = None
+    target: float = TARGET
+    aim: Aim = "gap"
+    rates: bool = True
+
+    def rounds(self, ids: Sequence[str], seed: int) -> Rounds:
+        """See `schedule.Schedule`."""
+        count = len(ids)
+        if count * (count - 1) <= (self.most or default_calls(count)):
+            yield from Every(2, most=self.most).rounds(ids, seed)
+            return
+        purse = Purse(self.most)
+        verdicts = yield from self._scores(count, seed, purse)
+        if all(verdict.scores is None for verdict in verdicts):  # it rates and ranks nothing readably, and may yet compare
+            yield from Every(2, most=purse.asks() if self.most else max(default_calls(count), _UNSCORED)).rounds(ids, seed)
+            return
+        if self.most is None:
+            purse = Purse(2 * _duels(count))
+        met = set[tuple[int, int]]()
+        while purse.duels():
+            means, covariance = posterior.of_one(ids, verdicts, _RATINGS_SD)
+            if _certainty(means, covariance) >= self.target:
+                return
+            pairs = _worth_asking(means, covariance, self.aim, met, min(AT_ONCE, purse.duels()))
+            if not pairs:
+                return
+            met.update(pairs)
+            said = yield both_orders(pairs)
+            purse.pay(said)
+            verdicts += filter(None, said)
+
+    def _scores(self, count: int, seed: int, purse: Purse) -> Generator[list[Group], Said, list[Verdict]]:
+        """A rating of each; or, where the first one cannot be had, all of them ranked together twice."""
+        verdicts: list[Verdict] = []
+        if self.rates and purse.asks() >= count:
+            said = yield [(0,)]
+            purse.pay(said)
+            verdicts += filter(None, said)
+            if verdicts and purse.asks() >= count - 1:
+                said = yield [(place,) for place in range(1, count)]
+                purse.pay(said)
+                return verdicts + list(filter(None, said))
+        said = yield _lists(count, seed)[: purse.asks()]
+        purse.pay(said)
+        return verdicts + list(filter(None, said))
+
+    def calls(self, count: int) -> Counter[int]:
+        """See `Schedule`: with ratings where it can, and all of its duels."""
+        if count < 2:
+            return Counter()
+        if count * (count - 1) <= (self.most or default_calls(count)):
+            return Every(2, most=self.most).calls(count)
+        rates = self.rates and (self.most or count) >= count
+        scores = Counter({1: count}) if rates else Counter(map(len, _lists(count, 0)[: self.most]))
+        duels = _duels(count) if self.most is None else (self.most - scores.total()) // 2
+        return scores + Counter({2: 2 * duels})
+
+
+def default_calls(count: int) -> int:
+    """A rating for each and its duels in both orders; all pairs of up to three: 2, 6, 8, 9, 12 for 2 to 6, 14 for 8."""
+    return count + 2 * _duels(count) if count > 3 else count * (count - 1)
+
+
+def _duels(count: int) -> int:
+    """How many duels are asked for where nothing else is said."""
+    return round(math.log2(count))
+
+
+def _lists(count: int, seed: int) -> list[tuple[int, ...]]:
+    """All together in two orders; in groups that overlap, where there are more than letters to name them by."""
+    return Every(min(count, _LETTERS), 2).groups(count, seed)
+
+
+def _certainty(means: Floats, covariance: Floats) -> float:
+    """P(the best better than the worst)."""
+    best, worst = int(means.argmax()), int(means.argmin())
+    variance = covariance[best, best] + covariance[worst, worst] - 2.0 * covariance[best, worst]
+    return 0.5 * math.erfc(-(means[best] - means[worst]) / math.sqrt(2.0 * variance)) if variance > 0 else 1.0
+
+
+def _worth_asking(means: Floats, covariance: Floats, aim: Aim, met: set[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """The duels that are worth most, each of other candidates, at most so many; none if none is worth anything."""
+    one, other = _all_pairs(len(means))
+    spread = float(means.max() - means.min())
+    free = np.array([pair not in met for pair in zip(one.tolist(), other.tolist(), strict=True)])
+    found: list[tuple[int, int]] = []
+    while len(found) < most and free.any():
+        across = covariance[:, one] - covariance[:, other]
+        pairs = np.arange(len(one))
+        variance = across[one, pairs] - across[other, pairs]
+        noise = _noise(means[one] - means[other], variance)
+        worth = np.where(free, _worth(means, across / np.sqrt(variance + noise), aim), 0.0)
+        best = int(worth.argmax())
+        if worth[best] <= _WORTH * spread:
+            break
+        found.append((int(one[best]), int(other[best])))
+        covariance = covariance - np.outer(across[:, best], across[:, best]) / (variance[best] + noise[best])
+        free &= (one != one[best]) & (one != other[best]) & (other != one[best]) & (other != other[best])
+    return found
+
+
+def _noise(apart: Floats, variance: Floats) -> Floats:
+    """The variance of what two verdicts say of a difference: 1 / (2 p (1 - p)), p as MacKay (1992) approximates its mean."""
+    p = 0.5 + 0.5 * np.tanh(0.5 * apart / np.sqrt(1.0 + math.pi / 8.0 * variance))
+    return np.asarray(0.5 / (p * (1.0 - p)))
+
+
+def _worth(means: Floats, moves: Floats, aim: Aim) -> Floats:
+    """The knowledge gradient of each duel: `moves` has a column for each, what one standard normal step does to the means."""
+    nodes, weights = _normal()
+    after = means[:, None, None] + moves[:, :, None] * nodes
+    gained = after.max(axis=0) - means.max()
+    if aim == "gap":
+        gained -= after.min(axis=0) - means.min()
+    return np.asarray(gained @ weights)
+
+
+@cache
+def _normal() -> tuple[Floats, Floats]:
+    """Nodes and weights of E[f(Z)] for a standard normal Z."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(9)
+    return nodes, weights / weights.sum()
+
+
+@cache
+def _all_pairs(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    return np.triu_indices(count, 1)
