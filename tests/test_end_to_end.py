@@ -39,8 +39,9 @@ NewRoom = Callable[[], Room]
 
 
 def generate(room: Room, prompts: Path, out: Path, *more: object, command: str = "generate", expect: int = 0) -> str:
-    """One run of the command; returns what it said."""
-    done = rlaif(command, prompts, "--policy", room.model(), "--out", out, *more, expect=expect)
+    """One run of the command, all pairs compared unless another judge is named; returns what it said."""
+    judge = () if "--judge" in more or "--config" in more else ("--judge", "pairwise")
+    done = rlaif(command, prompts, "--policy", room.model(), "--out", out, *judge, *more, expect=expect)
     return done.stdout + done.stderr
 
 
