@@ -55,6 +55,7 @@ def report(directory: Path) -> Iterator[str]:
 def page(name: str, found: Mapping[str, Any]) -> str:
     """The page about the run `name`, from the numbers of `results.examine`."""
     audit = found["audit"]
+    compared = {judge: of["first_shown"] for judge, of in audit["by_judge"].items() if of["first_shown"]["n"]}
     parts = [
         f"<h1>{escape(name)}</h1>",
         f"<p>{found['finished']:,} of {found['prompts']:,} prompts are finished; {found['pairs']:,} {_made(found)}.",
@@ -62,7 +63,7 @@ def page(name: str, found: Mapping[str, Any]) -> str:
         *(f'<p class="careful">{escape(line.strip())}</p>' for line in trust.warnings(audit)),
         "<h2>Judges</h2>",
         _judges(audit["by_judge"]),
-        _plot(lambda axes: _places(axes, audit["by_judge"]), 1.2 + 0.4 * len(audit["by_judge"])),
+        _plot(lambda axes: _places(axes, compared), 1.2 + 0.4 * len(compared)) if compared else "",
         *_others(audit),
         "<h2>By length</h2>",
         _gaps(audit["by_length_gap"]),
@@ -163,8 +164,8 @@ def _plot(draw: Any, height: float = 2.8) -> str:
 
 
 def _places(axes: Axes, judges: Mapping[str, Any]) -> None:
-    rates = [found["first_shown"] for found in judges.values()]
-    _intervals(axes, range(len(rates)), rates, vertical=False)
+    """How often the first shown wins, by judge."""
+    _intervals(axes, range(len(judges)), list(judges.values()), vertical=False)
     axes.axvline(0.5, color="grey", linestyle=":")
     names = [name.encode("ascii", "replace").decode()[:_LONGEST_NAME] for name in judges]
     axes.set_yticks(range(len(names)), names, parse_math=False)
@@ -182,10 +183,9 @@ def _by_gap(axes: Axes, gaps: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _histogram(axes: Axes, name: str, bins: Sequence[Mapping[str, Any]]) -> None:
-    lows, widths = [b["from"] for b in bins], [b["to"] - b["from"] for b in bins]
-    density = [b["share"] / width for b, width in zip(bins, widths, strict=True)]
-    axes.bar(lows, density, widths, align="edge", color=_COLOUR, edgecolor="white")
-    axes.set(xlim=(lows[0], 1), xlabel=name, ylabel="share of rows, per 1")
+    axes.bar(range(len(bins)), [b["share"] for b in bins], width=0.95, color=_COLOUR)
+    axes.set_xticks(range(len(bins)), [_span(b) for b in bins])
+    axes.set(xlabel=name, ylabel="share of rows")
 
 
 def _intervals(axes: Axes, places: Any, rates: Sequence[Mapping[str, Any]], *, vertical: bool = True, **how: Any) -> None:
