@@ -27,6 +27,7 @@ from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export.formats import FORMATS
 from rlaif.models import catalog
 from rlaif.options import BEST_OF_N, CANDIDATES, GENERATE, HOW, JUDGE, OUT, PROMPTS, Options
+from rlaif.probe.command import commands as probe_commands
 from rlaif.report import report_command
 from rlaif.rundir import writing
 from rlaif.voice import Face, leave_terminal, speaking
@@ -250,6 +251,7 @@ def _errors(face: Face | None = None) -> Iterator[None]:
 
 app.command("check")(_errors()(check_command))
 app.command("report")(_errors()(report_command))
+app.add_typer(probe_commands(_follow, _errors, _json), name="probe")
 
 
 def main() -> None:

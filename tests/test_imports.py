@@ -24,7 +24,7 @@ LEVELS = [
     ["models"],
     ["judges"],
     ["results", "against", "parts", "dryrun", "jobs", "check"],
-    ["display", "voice", "progress", "single", "testing", "options", "report", "cli", "__init__"],
+    ["display", "voice", "progress", "single", "testing", "options", "report", "probe", "cli", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = {
