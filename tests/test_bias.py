@@ -19,7 +19,8 @@ import rlaif as package
 from rlaif import trust
 from rlaif.audit import Audit, Choices
 from rlaif.bias import GAPS, OTHERS, Bias, cycles, gap_of, kappa, winners
-from rlaif.report import page
+from rlaif.errors import InputError
+from rlaif.report import page, report
 from rlaif.selection import Selection, parse
 from rlaif.types import Candidate, PreferencePair, Prompt, Record, Verdict
 
@@ -290,7 +291,7 @@ def test_the_audit_of_a_run_by_a_jury_of_functions_and_a_model(tmp_path):
 
 def test_the_report_of_a_killed_run_and_of_the_whole_one(tmp_path, room: Room):
     """From the ledger alone: no call, and the run goes on as if nobody had looked."""
-    prompts, out = write_prompts(tmp_path / "prompts.jsonl", 60), tmp_path / "out"
+    prompts, out = write_prompts(tmp_path / "prompts.jsonl", 40), tmp_path / "out"
     command = ["generate", prompts, "--policy", room.model(), "-n", 2, "--concurrency", 4, "--out", out]
     room.set(latency_s=0.02)
     process = start(*command)
@@ -299,18 +300,18 @@ def test_the_report_of_a_killed_run_and_of_the_whole_one(tmp_path, room: Room):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     asked = room.count()
-    said = rlaif("report", out).stdout
+    said = "\n".join(report(out))
     done, whole = map(int, re.search(r"(\d+) of (\d+) prompts are finished", said).groups())
-    assert 0 < done < whole == 60 and "first shown wins" in said and room.count() == asked
+    assert 0 < done < whole == 40 and "first shown wins" in said and room.count() == asked
     room.set()
     assert "first shown wins" in rlaif(*command).stdout
     assert room.repeats() <= 4  # those in flight when it was killed
-    said = rlaif("report", out).stdout
-    assert "60 of 60 prompts" in said and "<svg" in (out / "report.html").read_text()
+    said = "\n".join(report(out))
+    assert "40 of 40 prompts" in said and "<svg" in (out / "report.html").read_text()
     assert f"of {summary(out)['audit']['longer_chosen']['n']} pairs of unequal length" in said
 
 
-@pytest.mark.parametrize("where", ["nothing", "empty"])
-def test_a_report_of_no_run_is_refused(where, tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert "run.sqlite" in rlaif("report", tmp_path / where, expect=2).stderr
+def test_a_report_of_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"run\.sqlite"):
+        list(report(tmp_path / "nothing"))
+    assert "run.sqlite" in rlaif("report", tmp_path, expect=2).stderr

@@ -20,7 +20,7 @@ from rlaif.pairs import normalised
 _LETTER = re.compile(r"\(([ABab])\)")
 _TURNED = re.compile(
     r"\b(?:not|never|neither|nor|without|against|reject\w*|disagree\w*|avoid\w*|exclud\w*|except|unlike|wrong|rather than"
-    r"|instead of|over|than|if)\b|n['’]t\b",
+    r"|instead of)\b|n['’]t\b",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"[.!?;:,\n]")
@@ -42,11 +42,8 @@ def read(text: str, options: tuple[str, str]) -> int | str:
     letters = {match[1].lower() for match in found}
     if len(letters) == 2:
         return "both"
+    if any(_TURNED.search(_CLAUSE.split(text[: match.start()])[-1]) for match in found):
+        return "negated"
     if is_refusal(text):
         return "refusal"
-    if not letters:
-        return "none"
-    for match in found:
-        if _TURNED.search(_CLAUSE.split(text[: match.start()])[-1]):
-            return "negated"
-    return "ab".index(letters.pop())
+    return "ab".index(letters.pop()) if letters else "none"

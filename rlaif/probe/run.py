@@ -36,8 +36,8 @@ _OF_PART: dict[Part, tuple[str, ...]] = {
 class Probe:
     """Twin prompts to be put to a judge, to a policy, or to both.
 
-    `settings` are those of RunConfig; `limit` counts twins. Where they are left out, `temperature` is 0, and `n`, the samples of
-    a prompt, 1. Raises InputError.
+    `settings` are those of RunConfig; `limit` counts twins. Where they are left out, `temperature` is 0, and `n`, the samples
+    of a prompt, is 1. Raises InputError.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from typing import Any
 from chaos.behaviour import Behaviour
 
 QUALITY = re.compile(r"quality (\d\.\d+)")
+_OPTION = re.compile(r"^ \([AB]\) (.+)$", re.MULTILINE)
 _ANSWER = re.compile(r"^\[\w+ (?:answer(?: [A-Z])?|end)\]\n", re.MULTILINE)
 THINKING = "Perhaps [[A]], or rather [[B]]; my first draft had quality 0.999."
 _sorted_json = json.JSONEncoder(sort_keys=True).encode
@@ -88,6 +89,11 @@ def _choice(how: Behaviour, asked: Asked, index: int, verdict: float | str | Non
 
 
 def _answer_text(how: Behaviour, asked: Asked, index: int) -> tuple[str, float]:
+    if how.twins:
+        options = _OPTION.findall(text_of(asked.body["messages"][-1]))
+        if how.twins == "both":
+            return "Some would say (A), others (B).", 0.0
+        return f"({'AB'[_favourite(how, text_of(asked.body['messages'][-1]), options)]})", 0.0
     if how.answers in ("empty", "blank"):
         return ("" if how.answers == "empty" else " \n\t"), 0.0
     mark = asked.mark(index if how.answers == "varied" else None)
@@ -102,10 +108,20 @@ def _verdict(how: Behaviour, body: dict[str, Any]) -> float | str:
     if how.judge in ("first", "tie"):
         return 0.9 if how.judge == "first" else 0.5
     text = text_of(body["messages"][-1])
+    if how.twins:
+        return "I see two." if how.twins == "both" else 0.9 - 0.8 * _favourite(how, text, _ANSWER.split(text)[1:-1])
     shown = [float(q) for q in QUALITY.findall(text)][-2:]
     if len(shown) < 2:  # none of its own answers: one that ends like a sentence is the better one
         shown = [0.5 if a.rstrip().endswith(".") and "###" not in a else 0.0 for a in _ANSWER.split(text)[1:-1]]
     return 1.0 / (1.0 + math.exp(6.0 * (shown[1] - shown[0]))) if len(shown) == 2 else "I see no two answers."
+
+
+def _favourite(how: Behaviour, text: str, options: list[str]) -> int:
+    """The place of the option that is named to one who says in `text` which of them he likes."""
+    likes, said = re.findall(r"I like (\w+)", text)[-1], [option.strip() for option in options]
+    if how.twins == "same":
+        return said.index(min(said))
+    return said.index(likes) if how.twins == "follow" else 1 - said.index(likes)
 
 
 def _logprobs(likely: dict[str, float]) -> dict[str, Any]:
