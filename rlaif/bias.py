@@ -69,7 +69,8 @@ class Bias:
                 _count(found, ("intransitive", of), cyclic, triples)
         self._agree(views)
         for key, (successes, trials) in found.items():
-            self._rates[key].add(successes, trials)
+            if trials:
+                self._rates[key].add(successes, trials)
 
     def numbers(self) -> dict[str, Any]:
         """What summary.json says of it. A rate is None, and so is its interval, where there is nothing to count."""
@@ -202,6 +203,8 @@ def cycles(named: Mapping[Pair, int]) -> tuple[int, int]:
 
     Of a judge that tossed coins a quarter would go round (Kendall and Babington Smith 1940).
     """
+    if len(named) < 3:
+        return 0, 0
     place = {c: k for k, c in enumerate(dict.fromkeys(c for pair in named for c in pair))}
     beats, met = [0] * len(place), [0] * len(place)
     games = [(place[a], place[b]) if sign > 0 else (place[b], place[a]) for (a, b), sign in named.items() if sign]

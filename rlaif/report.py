@@ -169,7 +169,7 @@ def _places(axes: Axes, judges: Mapping[str, Any]) -> None:
     axes.axvline(0.5, color="grey", linestyle=":")
     names = [name.encode("ascii", "replace").decode()[:_LONGEST_NAME] for name in judges]
     axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5), xlabel="first shown wins (1/2 without bias)")
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(names) - 0.5, -0.5), xlabel="first shown wins (1/2 without bias)")
 
 
 def _by_gap(axes: Axes, gaps: Sequence[Mapping[str, Any]]) -> None:
@@ -178,7 +178,7 @@ def _by_gap(axes: Axes, gaps: Sequence[Mapping[str, Any]]) -> None:
         _intervals(axes, [place + shift for place in places], [gap[kind] for gap in gaps], marker=marker, label=label)
     axes.axhline(0.5, color="grey", linestyle=":")
     axes.set_xticks(places, [_span(gap) for gap in gaps])
-    axes.set(ylim=(0, 1), xlabel="longer / shorter text, characters")
+    axes.set(ylim=(-0.02, 1.02), xlabel="longer / shorter text, characters")
     axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.2))
 
 

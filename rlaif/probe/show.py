@@ -33,7 +33,7 @@ def _part(title: str, what: str, of: Mapping[str, Any]) -> Iterator[str]:
     if of["undecided"] or of["missing"]:
         causes = "".join(f", {cause} {count:,}" for cause, count in of["causes"].items())
         yield f"  not counted: {of['undecided']:,} twins undecided, {of['missing']:,} without an answer to both{causes}"
-    if len(of["by_category"]) > 1:
+    if of["decided"] and len(of["by_category"]) > 1:
         for name, few in of["by_category"].items():
             yield f"    {name:{_NAME - 2}}  follows {few['follow']}, against {few['contrary']}, same {few['same']}"
     for bio, rate in of["by_bio"].items():
