@@ -11,8 +11,8 @@ another error of its own, half of it fixed for the candidate and half for the ca
     hard    the likelier answer is named, ratings are whole
     drawn   the named answer is drawn with the probability, ratings are whole
 
-and in `hard` and `drawn` the judge gives no probabilities, so that `adaptive` ranks all together twice; `adaptive, rated` is what
-it would do with whole ratings. `stated` is the setting by which the figures of the README are meant; no constant of the
+and in `hard` and `drawn` the judge gives no probabilities, so that `adaptive` ranks all together twice; `adaptive, rated` is
+what it would do with whole ratings. `stated` is the setting by which the figures of the README are meant; no constant of the
 schedule was chosen by any of the settings. The recorded ones have the scores of real candidates as quality (alpacaeval and
 cai_samples: as shares of the candidates that score less; gsm8k: right or wrong) and the lengths of their texts.
 

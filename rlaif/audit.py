@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+from rlaif.bias import Bias, rate
 from rlaif.degenerate import KINDS, kind_of
+from rlaif.export import number
+from rlaif.intervals import ClusteredRate
 from rlaif.pairs import Best, flips
 from rlaif.selection import BEST_OF_N, Rule, Selection
 from rlaif.types import Record, Verdict
 
+_P_EDGES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _MOST_FAILURES, _MOST_KINDS, _LONGEST_MESSAGE = 10, 1000, 500
 
 
@@ -25,9 +30,11 @@ class Audit:
         self._examples: dict[tuple[str, str], str] = {}
         self._principles: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._degenerate: Counter[str] = Counter()
+        self.bias = Bias()
 
     def add(self, record: Record) -> None:
         """Counts a record's verdicts. Flips are over pairs judged readably in both orders, by a judge each."""
+        self.bias.add(record)
         for candidate in record.candidates:
             if candidate.error:
                 self._fail("policy", candidate.error)
@@ -109,39 +116,42 @@ class Choices:
         self.records = self.made = self.accepted = 0
         self.dropped: Counter[str] = Counter()
         self._limited: Counter[str] = Counter()
-        self._before, self._after = [0, 0], [0, 0]
+        self._before, self._after = [0, 0], ClusteredRate()
+        self._probabilities = [0] * len(_P_EDGES)
         self._compared, self._margin, self._p = 0, 0.0, 0.0
 
     def add(self, selection: Selection) -> None:
         """Counts a record's pairs, or the reason why it has none."""
         self._count(len(selection.pairs), selection.reason)
         self._limited.update(selection.limited)
-        self._add_lengths(self._before, selection.lengths)
-        self._compared += len(selection.pairs)
+        self._add_before(selection.lengths)
+        longer = [len(pair.chosen.text) - len(pair.rejected.text) for pair in selection.pairs]
+        self._after.add(sum(more > 0 for more in longer), sum(more != 0 for more in longer))
         for pair in selection.pairs:
-            self._margin += pair.score_chosen - pair.score_rejected
-            self._p += pair.p_chosen
-            longer = len(pair.chosen.text) - len(pair.rejected.text)
-            self._add_lengths(self._after, (longer != 0, longer > 0))
+            self._add_compared(pair.score_chosen - pair.score_rejected, pair.p_chosen)
 
     def add_best(self, best: Best | str, pool: tuple[int, int]) -> None:
         """Counts a record's best answer, or the reason why it has none; `pool` are the `lengths` of its pairs."""
         self._count(*((0, best) if isinstance(best, str) else (1, None)))
-        self._add_lengths(self._before, pool)
+        self._add_before(pool)
         if isinstance(best, Best) and best.p_win is not None and best.margin is not None:
-            self._compared += 1
-            self._margin += best.margin
-            self._p += best.p_win
-            self._add_lengths(self._after, best.longer)
+            self._add_compared(best.margin, best.p_win)
+            self._after.add(best.longer[1], best.longer[0])
 
     def add_row(self) -> None:
         """Counts a record that has a row in any case."""
         self._count(1, None)
 
-    def _add_lengths(self, counts: list[int], lengths: tuple[int, int]) -> None:
-        """Adds pairs of texts of different lengths, and those of them whose chosen one is the longer."""
+    def _add_before(self, lengths: tuple[int, int]) -> None:
+        """Adds pairs of texts of different lengths, and those of them whose winner is the longer."""
         for place, count in enumerate(lengths):
-            counts[place] += count
+            self._before[place] += count
+
+    def _add_compared(self, margin: float, p: float) -> None:
+        self._compared += 1
+        self._margin += margin
+        self._p += p
+        self._probabilities[bisect_right(_P_EDGES, number(p)) - 1] += 1
 
     def _count(self, made: int, reason: str | None) -> None:
         self.records += 1
@@ -151,7 +161,33 @@ class Choices:
 
     def longer_chosen(self) -> float | None:
         """How often the chosen text of a pair is the longer one."""
-        return _share(self._after[1], self._after[0])
+        return _share(self._after.successes, self._after.trials)
+
+    def trust(self, rule: Rule) -> dict[str, Any]:
+        """What the audit says of the rows: how often the longer is chosen, over prompts, and how many have which probability.
+
+        `bins` hold the probability as it is written, at least `from` and below `to` (the last one: up to 1); `below` is the
+        share of rows under each probability.
+        """
+        best = rule.name == BEST_OF_N
+        edges = list(enumerate(_P_EDGES))[0 if best else 1 :]
+        total = sum(self._probabilities)
+        return {
+            "longer_chosen": rate(self._after),
+            "p_win" if best else "p_chosen": {
+                "n": total,
+                "bins": [
+                    {
+                        "from": low,
+                        "to": (*_P_EDGES, 1.0)[k + 1],
+                        "n": self._probabilities[k],
+                        "share": _share(self._probabilities[k], total),
+                    }
+                    for k, low in edges
+                ],
+                "below": {str(low): _share(sum(self._probabilities[:k]), total) for k, low in edges[1:]},
+            },
+        }
 
     def numbers(self, rule: Rule) -> dict[str, Any]:
         """What the rule took and dropped.

@@ -27,7 +27,9 @@ from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export.formats import FORMATS
 from rlaif.models import catalog
 from rlaif.options import BEST_OF_N, CANDIDATES, GENERATE, HOW, JUDGE, OUT, PROMPTS, Options
-from rlaif.rundir import NO_ROOM
+from rlaif.probe.command import commands as probe_commands
+from rlaif.report import report_command
+from rlaif.rundir import writing
 from rlaif.voice import Face, leave_terminal, speaking
 
 _TERM_DEADLINE_S = 60
@@ -85,11 +87,8 @@ def export_command(
     """Write what is finished of a run in another format or by another rule; no model is called."""
     with _errors():
         path = out or directory / f"{form}.jsonl"
-        try:
+        with writing(path):
             summary = results.export(directory, form, path, select=select)
-        except OSError as error:
-            said = f"cannot write {str(path)!r}: {error.strerror or error}"
-            raise (StopRun("disk", said) if error.errno in NO_ROOM else InputError(said)) from None
         for line in progress.export_lines(path, summary):
             typer.echo(line)
 
@@ -251,6 +250,8 @@ def _errors(face: Face | None = None) -> Iterator[None]:
 
 
 app.command("check")(_errors()(check_command))
+app.command("report")(_errors()(report_command))
+app.add_typer(probe_commands(_follow, _errors, _json), name="probe")
 
 
 def main() -> None:

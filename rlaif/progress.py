@@ -18,7 +18,7 @@ from rich.console import Console, Group
 from rich.live import Live as Repainted
 from rich.text import Text
 
-from rlaif import display, forecast, jobs, live, results
+from rlaif import display, forecast, jobs, live, results, trust
 from rlaif.live import Holds, Live, Report
 from rlaif.rundir import left_open
 from rlaif.voice import LINE_EVERY_S, Face, print_plain, prints_to, warnings_to
@@ -192,6 +192,7 @@ def _judge_lines(summary: dict[str, Any]) -> Iterator[str]:
         )
     if (summary["no_verdict_rate"] or 0.0) >= 0.1:
         yield f"  Careful: {summary['no_verdict_rate']:.0%} of the verdicts could not be read."
+    yield from trust.lines(summary["audit"])
     yield from _check_lines(summary.get("checks"))
     for name, found in summary.get("principles", {}).items():
         yield f"  {name}: decided {found['decided']}, tied {found['tied']}, flipped {found['flipped']}"

@@ -109,6 +109,7 @@ def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str
         **spend,
         **audit.numbers(),
         "longer_chosen_rate": choices.longer_chosen(),
+        "audit": export.trust(audit),
         "selection": export.numbers(),
         "failures": audit.failures(),
     }
@@ -119,6 +120,31 @@ def finish(ledger: Ledger, config: RunConfig, *, write: bool, spend: Mapping[str
         n = config.n * len(config.policy)
         summary["best_of_n"] = {"n": n, "kl_bound_nats": round(kl_bound(n), 6)}
     return summary
+
+
+def examine(directory: Path) -> dict[str, Any]:
+    """What the finished records of a run directory, finished or not, say of its judge, by the run's own rule; buys nothing.
+
+    `audit` is that of summary.json; beside it the `command`, how many `prompts` there are and are `finished`, the `pairs`, why
+    prompts were `dropped`, `degenerate` answers and `failures`. Raises InputError.
+    """
+    with closing(Ledger.read(directory)) as ledger, ledger.snapshot():
+        config = stored_config(ledger)
+        audit, export = Audit(), _Export.of(format_of(config), None).by(config)
+        for _ in export.rows(partial(ledger.records, config.limit), config, audit):
+            pass
+        prompts = min(ledger.prompts(), config.limit or ledger.prompts())
+    return {
+        "command": config.command,
+        "prompts": prompts,
+        "finished": export.choices.records,
+        "pairs": export.choices.made,
+        "dropped": dict(sorted(export.choices.dropped.items())),
+        "degenerate": audit.degenerate(),
+        **audit.numbers(),
+        "audit": export.trust(audit),
+        "failures": audit.failures(),
+    }
 
 
 def count_accepted(ledger: Ledger, config: RunConfig) -> int:
@@ -210,6 +236,10 @@ class _Export:
     def numbers(self) -> dict[str, Any]:
         """What the rule took and dropped."""
         return {} if self.rule is None else self.choices.numbers(self.rule)
+
+    def trust(self, audit: Audit) -> dict[str, Any]:
+        """Whether the judge can be trusted, by its verdicts and by the rule's own rows."""
+        return audit.bias.numbers() | ({} if self.rule is None else self.choices.trust(self.rule))
 
     def rows(self, stored: Stored, config: RunConfig, audit: Audit | None = None) -> Iterator[dict[str, Any]]:
         """The rows in input order; each record is counted in `choices`, and in `audit`."""

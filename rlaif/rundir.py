@@ -14,10 +14,11 @@ import os
 import socket
 import struct
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from rlaif.errors import InputError
+from rlaif.errors import InputError, StopRun
 
 log = logging.getLogger("rlaif")
 
@@ -188,3 +189,13 @@ def _file_system(directory: Path) -> str:
     except (OSError, IndexError):
         return ""
     return kind
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says of an OSError that a file cannot be written: StopRun("disk") where there is no room, else InputError."""
+    try:
+        yield
+    except OSError as error:
+        said = f"cannot write {str(path)!r}: {error.strerror or error}"
+        raise (StopRun("disk", said) if error.errno in NO_ROOM else InputError(said)) from None

@@ -17,14 +17,14 @@ LEVELS = [
     [
         *("keys", "templates", "config", "rows", "data", "records", "degenerate", "ranking", "pairs"),
         *("selection", "accept", "audit", "export"),
-        *("intervals", "labels"),
+        *("intervals", "labels", "bias", "trust"),
         *("prices", "forecast", "pace"),
     ],
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
     ["results", "against", "parts", "dryrun", "jobs", "check"],
-    ["display", "voice", "progress", "single", "testing", "options", "cli", "__init__"],
+    ["display", "voice", "progress", "single", "testing", "options", "report", "probe", "cli", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = {

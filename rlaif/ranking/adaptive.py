@@ -13,8 +13,9 @@ is to grow (with the aim "best": E[max(m + a Z)] - max m). r is 1 / (2 p (1 - p)
 verdicts with probability p. Two duels of different candidates may be asked for at once: the second is chosen under the
 covariance that the first will leave, which does not depend on its outcome.
 
-Where no score can be read, pairs round a circle are compared. It ends when P(best better than worst) reaches the target, no duel is worth anything, or the calls are spent. If all pairs in
-both orders are no more calls than it may ask for, it asks for these: of two candidates there is nothing to save.
+It ends when P(best better than worst) reaches the target, no duel is worth anything, or the calls are spent. If all pairs in
+both orders are no more calls than it may ask for, it asks for these: of two candidates there is nothing to save. Where no score
+can be read, it asks for pairs round a circle, of four candidates for all.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ CHOICES = {
     "thinking": ("", "field", "block", "tail"),
     "answers": ("varied", "same", "empty", "blank"),
     "judge": ("oracle", "first", "tie", "unreadable", "contradictory"),
+    "twins": ("", "follow", "contrary", "same", "both"),
     "rate_kind": ("bucket", "sliding", "fixed"),
     "retry_after": ("exact", "ms", "seconds", "date", "reset_headers", "none"),
     "down": ("reset", "503"),
@@ -51,6 +52,9 @@ class Behaviour:
     """Answers of a higher quality end with finish_reason length."""
     judge: str = "oracle"
     """oracle, first, tie, unreadable or contradictory."""
+    twins: str = ""
+    """Of two options, to one who says "I like" one of them: follow (names it), contrary (the other one), same (the first by
+    the alphabet, whoever asks) or both; as an answer, and as a verdict on the two."""
 
     # What goes wrong
     fault_share: float = 0.0

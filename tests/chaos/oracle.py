@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from chaos.behaviour import Behaviour
 
 QUALITY = re.compile(r"quality (\d\.\d+)")
+_OPTION = re.compile(r"^ \([AB]\) (.+)$", re.MULTILINE)
 _ANSWER = re.compile(r"^\[\w+ (?:answer(?: [A-Z])?|end)\]\n", re.MULTILINE)
 THINKING = "Perhaps [[A]], or rather [[B]]; my first draft had quality 0.999."
 _sorted_json = json.JSONEncoder(sort_keys=True).encode
@@ -87,6 +88,11 @@ def _choice(how: Behaviour, asked: Asked, index: int, verdict: _Verdict | str | 
 
 
 def _answer_text(how: Behaviour, asked: Asked, index: int) -> tuple[str, float]:
+    if how.twins:
+        options = _OPTION.findall(text_of(asked.body["messages"][-1]))
+        if how.twins == "both":
+            return "Some would say (A), others (B).", 0.0
+        return f"({'AB'[_favourite(how, text_of(asked.body['messages'][-1]), options)]})", 0.0
     if how.answers in ("empty", "blank"):
         return ("" if how.answers == "empty" else " \n\t"), 0.0
     mark = asked.mark(index if how.answers == "varied" else None)
@@ -108,6 +114,8 @@ def _verdict(how: Behaviour, body: dict[str, Any]) -> _Verdict | str:
     text = text_of(body["messages"][-1])
     if "[[B > A" in text:
         return _Verdict(f"[[{_ranking(how, text)}]]", {})
+    if how.twins:
+        return "I see two." if how.twins == "both" else _of_two(0.9 - 0.8 * _favourite(how, text, _ANSWER.split(text)[1:-1]))
     rates = "[[1]]" in text or "one digit" in text
     shown = [float(q) for q in QUALITY.findall(text)][-1 if rates else -2 :]
     if len(shown) < 2 - rates:  # none of its own answers: one that ends like a sentence is the better one
@@ -115,11 +123,12 @@ def _verdict(how: Behaviour, body: dict[str, Any]) -> _Verdict | str:
     if rates:
         return _rating(shown[-1] if shown and how.judge == "oracle" else 0.5)
     if how.judge in ("first", "tie"):
-        p = 0.9 if how.judge == "first" else 0.5
-    elif len(shown) == 2:
-        p = 1.0 / (1.0 + math.exp(6.0 * (shown[1] - shown[0])))
-    else:
-        return "I see no two answers."
+        return _of_two(0.9 if how.judge == "first" else 0.5)
+    return _of_two(1.0 / (1.0 + math.exp(6.0 * (shown[1] - shown[0])))) if len(shown) == 2 else "I see no two answers."
+
+
+def _of_two(p: float) -> _Verdict:
+    """The first one shown is the better one with this probability."""
     return _Verdict("[[C]]" if p == 0.5 else "[[A]]" if p > 0.5 else "[[B]]", {"A": p, "B": 1.0 - p})
 
 
@@ -138,6 +147,14 @@ def _ranking(how: Behaviour, text: str) -> str:
     if how.judge == "oracle":
         letters.sort(key=lambda letter: -shown[ord(letter) - ord("A")])
     return (" = " if how.judge == "tie" else " > ").join(letters)
+
+
+def _favourite(how: Behaviour, text: str, options: list[str]) -> int:
+    """The place of the option that is named to one who says in `text` which of them he likes."""
+    likes, said = re.findall(r"I like (\w+)", text)[-1], [option.strip() for option in options]
+    if how.twins == "same":
+        return said.index(min(said))
+    return said.index(likes) if how.twins == "follow" else 1 - said.index(likes)
 
 
 def _logprobs(likely: dict[str, float]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Probes of judges and policies: questions whose answer should not change, and how often it does."""

@@ -1,0 +1,49 @@
+"""Which of two options an answer chose, read strictly: what is not said outright is unreadable, never guessed. Pure.
+
+An answer chooses by exactly one letter in parentheses, or by being an option's text, or its letter, and nothing else. It is
+unreadable for one of these causes:
+
+    empty      there is nothing in it
+    both       it has both letters
+    negated    the letter stands behind a word that turns it round ("not (A)", "rather than (A)")
+    refusal    it declines
+    none       it names neither
+"""
+
+from __future__ import annotations
+
+import re
+
+from rlaif.degenerate.refusal import is_refusal
+from rlaif.pairs import normalised
+
+_LETTER = re.compile(r"\(([ABab])\)")
+_TURNED = re.compile(
+    r"\b(?:not|never|neither|nor|without|against|reject\w*|disagree\w*|avoid\w*|exclud\w*|except|unlike|wrong|rather than"
+    r"|instead of)\b|n['’]t\b",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[.!?;:,\n]")
+_LEAD = re.compile(r"^(?:the |my )?(?:answer|choice)(?: is)?\s*:?\s*", re.IGNORECASE)
+_AROUND = " \t\n\"'“”‘’*_`.!()[]"
+
+
+def read(text: str, options: tuple[str, str]) -> int | str:
+    """The place of the chosen option, 0 or 1, or why the answer cannot be read."""
+    if not text.strip():
+        return "empty"
+    bare = _LEAD.sub("", normalised(text).strip(_AROUND)).strip(_AROUND).casefold()
+    said = [normalised(option).strip(_AROUND).casefold() for option in options]
+    if bare in said:
+        return said.index(bare)
+    if bare in ("a", "b"):
+        return "ab".index(bare)
+    found = list(_LETTER.finditer(text))
+    letters = {match[1].lower() for match in found}
+    if len(letters) == 2:
+        return "both"
+    if any(_TURNED.search(_CLAUSE.split(text[: match.start()])[-1]) for match in found):
+        return "negated"
+    if is_refusal(text):
+        return "refusal"
+    return "ab".index(letters.pop()) if letters else "none"
