@@ -94,7 +94,7 @@ class Bucket:
     def free_at(self, now: float) -> float:
         self._level = min(self._burst, self._level + self._plan.between(self._at, now))
         self._at = now
-        return now if self._level >= 1 - _ROUNDING else self._plan.when(now, 1 - _ROUNDING - self._level)
+        return now if self._level >= 1 - _ROUNDING else self._plan.when(now, 1 - _ROUNDING / 2 - self._level)
 
     def take(self, now: float) -> None:
         self._level -= 1
