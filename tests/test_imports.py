@@ -23,8 +23,8 @@ LEVELS = [
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
-    ["results", "against", "parts", "dryrun", "jobs", "check"],
-    ["display", "voice", "progress", "single", "testing", "options", "cli", "__init__"],
+    ["results", "against", "parts", "dryrun", "jobs", "check", "evaluation"],
+    ["display", "voice", "progress", "single", "testing", "options", "evaljudge", "cli", "__init__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = {
