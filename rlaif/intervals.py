@@ -111,8 +111,8 @@ class Estimate:
 def clustered_mean(values: Sequence[float], clusters: Sequence[int], level: float = LEVEL) -> Estimate:
     """The plain mean of values that come in clusters. Raises ValueError without a value.
 
-    The interval is mean +- t * se, with the cluster-robust error of Liang and Zeger (1986) and its correction for few clusters,
-    and t of as many degrees of freedom as there are clusters less one (Cameron and Miller 2015): statsmodels' OLS on a constant.
+    The interval is mean +- t * se, with the cluster-robust error of Liang and Zeger (1986), corrected for few clusters, and t
+    of as many degrees of freedom as there are clusters less one (Cameron and Miller 2015): statsmodels' OLS on a constant.
     The mean of differences between two judges, a pair each, is the paired comparison of the two.
     """
     y, groups = np.asarray(values, dtype=np.float64), np.asarray(clusters)
@@ -177,7 +177,7 @@ def clustered_kappa(one: Sequence[int], other: Sequence[int], clusters: Sequence
 
 
 def sign_test(successes: int, n: int) -> float:
-    """P(at least so many successes in n tosses of a fair coin), exactly (scipy). Raises ValueError unless 0 <= successes <= n."""
+    """P(at least so many successes in n tosses of a fair coin), by scipy. Raises ValueError unless 0 <= successes <= n."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} trials")
     if n == 0:

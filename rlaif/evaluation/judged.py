@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 from rlaif import pairs
 from rlaif.data.gold import GoldPair, Winner
@@ -82,35 +82,40 @@ def of_records(name: str, gold: Sequence[GoldPair], found: Iterable[tuple[Record
             opinions[place] = (Opinion(name, None, None, cause),)
             continue
         a, b = gold[place].a.id, gold[place].b.id
-        opinions[place] = opinions_of(a, b, [(None, v) for v in record.verdicts])
+        opinions[place] = opinions_of(a, b, [(None, v, None) for v in record.verdicts])
         ps[place] = _p(record.verdicts, ranking, a, b)
     return Judged(name, opinions, ps, spend)
 
 
-def opinions_of(a: str, b: str, verdicts: Iterable[tuple[str | None, Verdict]]) -> tuple[Opinion, ...]:
-    """The opinions in verdicts on candidates `a` and `b`, each with the order `unknown`, or any other for that shown."""
+Said = tuple[str | None, Verdict, Winner | None]
+"""What was said: the order ("unknown", or any other for that shown), the verdict, and the winner if it was named beside it."""
+
+
+def opinions_of(a: str, b: str, said: Iterable[Said]) -> tuple[Opinion, ...]:
+    """The opinions in what was said of candidates `a` and `b`. A winner that was named goes before the scores."""
     found: list[Opinion] = []
-    alone: dict[str, dict[str, Verdict]] = {}
-    for order, verdict in verdicts:
+    alone: dict[str, dict[str, tuple[Verdict, Winner | None]]] = {}
+    for order, verdict, named in said:
         if len(verdict.shown) == 1:
-            alone.setdefault(verdict.judge, {})[verdict.shown[0]] = verdict
+            alone.setdefault(verdict.judge, {})[verdict.shown[0]] = verdict, named
             continue
         shown: Order = None if order == "unknown" else "AB" if verdict.shown.index(a) < verdict.shown.index(b) else "BA"
-        scores = verdict.scores and dict(zip(verdict.shown, verdict.scores, strict=True))
-        found.append(_opinion(verdict.judge, shown, scores and (scores[a], scores[b]), verdict.error))
+        scores = None if verdict.scores is None else dict(zip(verdict.shown, verdict.scores, strict=True))
+        scored = None if scores is None else (scores[a], scores[b])
+        found.append(_opinion(verdict.judge, shown, scored, named, verdict.error))
     for judge, rated in alone.items():
-        both = [rated[c].scores if c in rated else None for c in (a, b)]
-        error = next((v.error for v in rated.values() if v.error), None)
+        both = [rated[c][0].scores if c in rated else None for c in (a, b)]
+        error = next((v.error for v, _ in rated.values() if v.error), None)
         scored = (both[0][0], both[1][0]) if both[0] is not None and both[1] is not None else None
-        found.append(_opinion(judge, None, scored, error))
+        found.append(_opinion(judge, None, scored, next(iter(rated.values()))[1], error))
     return tuple(found)
 
 
-def _opinion(member: str, order: Order, scores: tuple[float, float] | None, error: str | None) -> Opinion:
+def _opinion(member: str, order: Order, scores: tuple[float, float] | None, named: Winner | None, error: str | None) -> Opinion:
     if not scores:
         return Opinion(member, order, None, (error or "no_verdict").partition(":")[0])
     one, other = scores
-    return Opinion(member, order, "tie" if one == other else "A" if one > other else "B")
+    return Opinion(member, order, named or ("tie" if one == other else "A" if one > other else "B"))
 
 
 def _p(verdicts: Sequence[Verdict], ranking: Ranking, a: str, b: str) -> float | None:
@@ -126,16 +131,16 @@ def of_recorded(judge: RecordedJudge, gold: Sequence[GoldPair]) -> Judged:
     """What a file has of a judge, on all pairs, also those that a run would not put to one."""
     said = [judge.on(pair.id, (pair.a.id, pair.b.id)) for pair in gold]
     name = judge.judge if judge.config is None else f"{judge.judge} {judge.config}"
-    return of_verdicts(name, gold, [[(o or "unknown", v) for o, v in one] for one in said])
+    return of_verdicts(name, gold, [[(o or "unknown", v, cast(Winner | None, named)) for o, v, named in one] for one in said])
 
 
-def of_verdicts(name: str, gold: Sequence[GoldPair], said: Sequence[Sequence[tuple[str | None, Verdict]]]) -> Judged:
+def of_verdicts(name: str, gold: Sequence[GoldPair], said: Sequence[Sequence[Said]]) -> Judged:
     """The opinions and labels from verdicts on each pair. One of `unknown` order is kept from the fit's position term."""
     records = [
         Record(
             pair.prompt,
             (pair.a, pair.b),
-            tuple(replace(v, judge=f"{v.judge} (order unknown)") if order == "unknown" else v for order, v in one),
+            tuple(replace(v, judge=f"{v.judge} (order unknown)") if order == "unknown" else v for order, v, _ in one),
         )
         for pair, one in zip(gold, said, strict=True)
     ]
@@ -156,12 +161,13 @@ def baselines(gold: Sequence[GoldPair]) -> list[Judged]:
     The first and the last go through all that a judge's verdicts go through. The coin is one for each pair, and its numbers
     are what is expected of it, without the luck of the toss.
     """
-    longest, first = [], []
+    longest: list[list[Said]] = []
+    first: list[list[Said]] = []
     for pair in gold:
         a, b = pair.a.id, pair.b.id
         lengths = float(len(pair.a.text)), float(len(pair.b.text))
-        longest.append([(None, Verdict("longest", (c,), (n,))) for c, n in zip((a, b), lengths, strict=True)])
-        first.append([(None, Verdict("first-shown", ids, (1.0, 0.0), "vote")) for ids in ((a, b), (b, a))])
+        longest.append([(None, Verdict("longest", (c,), (n,)), None) for c, n in zip((a, b), lengths, strict=True)])
+        first.append([(None, Verdict("first-shown", ids, (1.0, 0.0), "vote"), None) for ids in ((a, b), (b, a))])
     coin = Judged("random", [(Opinion("random", None, "A"),)] * len(gold), [0.5] * len(gold), by_chance=True)
     found = [of_verdicts("longest", gold, longest), coin, of_verdicts("first-shown", gold, first)]
     return [replace(judged, baseline=True) for judged in found]

@@ -5,8 +5,8 @@ prompts these come from (`prompts`), and its 95 % `interval`, clustered by promp
 (`clustered_mean`). What there is nothing to count for is null.
 
     accuracy            over opinions, each order by itself: ties and failures count as wrong
-    accuracy_labelled   over pairs, of the label that a run would make of all verdicts on the pair (p > 1/2): a tie, or no label,
-                        counts as wrong
+    accuracy_labelled   over pairs, of the label that a run would make of all verdicts on the pair (p > 1/2): a tie or no
+                        label counts as wrong
     consistent          both orders name the same winner (two ties do not), over pairs with both orders
     accuracy_consistent of these pairs, how often that winner is gold;  both_right: consistent and right, over pairs with both
     flip_rate           both orders name different winners, over pairs with two readable verdicts
@@ -15,11 +15,11 @@ prompts these come from (`prompts`), and its 95 % `interval`, clustered by promp
     accuracy_gold_longer, accuracy_gold_shorter   accuracy over opinions on pairs whose gold is the longer, the shorter one
     no_verdict          opinions without a readable verdict, by cause
     kappa               Cohen's, between gold and label over {A, B, tie}; pairs without a label are left out
-    brier, log_loss     of P(A is better) as a run would export it: mean (p - y)^2, and mean -ln P(gold) with p kept within 1e-6 of
-                        0 and 1; over pairs with a label
+    brier, log_loss     of P(A is better) as a run would export it: mean (p - y)^2, and mean -ln P(gold) with p kept 1e-6 away
+                        from 0 and 1; over pairs with a label
     calibration         bins of the label's probability max(p, 1 - p), and the expected calibration error over them: the mean
-                        distance between probability and accuracy, by the pairs in a bin (Naeini et al. 2015, Guo et al. 2017); a
-                        tie counts as half right
+                        distance between probability and accuracy, by the pairs in a bin (Naeini et al. 2015, Guo et al. 2017);
+                        a tie counts as half right
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ class _Counting:
             return {"value": 0.0, "of": len(gold), "prompts": None, "interval": None}
         both = [(k, label) for k in range(len(gold)) if (label := judged.label(k)) is not None]
         where = [self._clusters[k] for k, _ in both]
-        found = clustered_kappa([_LABELS.index(gold[k].gold) for k, _ in both], [_LABELS.index(l) for _, l in both], where)
+        truth = [_LABELS.index(gold[k].gold) for k, _ in both]
+        found = clustered_kappa(truth, [_LABELS.index(label) for _, label in both], where)
         return None if found is None else _estimate(found, where)
 
     def _right(self, place: int, opinion: Opinion) -> bool:

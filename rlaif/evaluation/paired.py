@@ -5,8 +5,8 @@ judge's less the other's; its mean, interval and p-value are clustered by prompt
 find easy or hard together cancels out, so that this tells more than two intervals that overlap.
 
 Beside it McNemar's test (1947) of the labels, by statsmodels: on how many pairs is the one right and the other not, and how
-likely is that of judges as good as each other. It takes pairs for independent. Where many judges are compared with one, p-values
-are also given as adjusted by Holm (1979) over all that are compared with it; intervals are of one comparison, not adjusted.
+likely is that of judges as good as each other. It takes pairs for independent. Where many judges are compared with one,
+p-values are also adjusted by Holm's method (1979) over all of them; intervals are of one comparison, not adjusted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def against(reference: Judged, others: Sequence[Judged], gold: Sequence[GoldPair
         from statsmodels.stats.multitest import multipletests
 
         for one, p in zip(known, multipletests([one["p"] for one in known], method="holm")[1], strict=True):
-            one["p_holm"] = round(float(p), 6)
+            one["p_holm"] = float(p)
     return {"reference": reference.name, "differences": found}
 
 
@@ -46,7 +46,7 @@ def difference(one: Judged, other: Judged, gold: Sequence[GoldPair], clusters: S
     return blank | {
         "value": round(found.value, 6),
         "interval": None if found.interval is None else [round(end, 6) for end in found.interval],
-        "p": None if found.p is None else round(found.p, 6),
+        "p": found.p,
         "p_holm": None,
         "mcnemar": _mcnemar(one, other, gold, shared),
     }
@@ -68,4 +68,4 @@ def _mcnemar(one: Judged, other: Judged, gold: Sequence[GoldPair], shared: Seque
     only_one, only_other = table[1][0], table[0][1]
     split = only_one + only_other
     p = float(mcnemar(table, exact=split < _EXACT_BELOW, correction=True).pvalue) if split else 1.0
-    return {"only_this_right": only_one, "only_reference_right": only_other, "p": round(min(p, 1.0), 6)}
+    return {"only_this_right": only_one, "only_reference_right": only_other, "p": min(p, 1.0)}

@@ -38,12 +38,13 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What a row says of those shown, in the order shown; without scores, why."""
+    """What a row says of those shown, in the order shown; without scores, why. `named` is the winner in the row's own word."""
 
     scores: tuple[float, ...] | None
     scale: Literal["probability", "vote", "rating"] = "vote"
     error: str | None = None
     reason: str | None = None
+    named: str | None = None
 
     def words(self) -> tuple[tuple[float, ...] | None, Literal["probability", "vote", "rating"], str | None, str | None]:
         """The same as a verdict's last fields."""
@@ -90,8 +91,9 @@ class RecordedJudge:
         """The ids of the pairs that it spoke of."""
         return {pair for pair, _ in self._book.said}
 
-    def on(self, pair: str, ids: tuple[str, str]) -> list[tuple[str | None, Verdict]]:
-        """All that was recorded on a pair whose answers are `ids`: (the order as the file has it, the verdict) of each row.
+    def on(self, pair: str, ids: tuple[str, str]) -> list[tuple[str | None, Verdict, str | None]]:
+        """All that was recorded on a pair whose answers are `ids`: (the order as the file has it, the verdict, the winner that
+        the file names beside scores, if it does) of each row.
 
         Of an order that was not recorded (None) the verdict is written as if A had been shown first.
         """
@@ -99,7 +101,7 @@ class RecordedJudge:
         shown: dict[str | None, tuple[str, ...]] = {"AB": (a, b), "BA": (b, a), None: (a, b), "A": (a,), "B": (b,)}
         found = [(order, ids, self._book.said.get((pair, order))) for order, ids in shown.items()]
         return [
-            (order if order not in ("A", "B") else "pointwise", Verdict(self.__name__, ids, *said.words()))
+            (order if order not in ("A", "B") else "pointwise", Verdict(self.__name__, ids, *said.words()), said.named)
             for order, ids, said in found
             if said is not None
         ]
@@ -233,20 +235,26 @@ def _of_two(where: str, row: Mapping[str, Any], grammar: Grammar | None) -> _Sai
     if grammar is not None:
         return _reread(where, row, row.get("raw"), grammar, shown=2)
     reason = row.get("raw") if isinstance(row.get("raw"), str) else None
+    named = _named(row)
     if row.get("p_b") is not None:
         p_b = _number(where, "p_b", row["p_b"])
         if not 0.0 <= p_b <= 1.0:
             raise InputError(f"{where}: `p_b` must be a probability, got {p_b!r}")
-        return _Said((p_b, 1.0 - p_b) if swapped else (1.0 - p_b, p_b), "probability", reason=reason)
+        return _Said((p_b, 1.0 - p_b) if swapped else (1.0 - p_b, p_b), "probability", reason=reason, named=named)
     if row.get("scores") is not None:
         scores = tuple(_number(where, "scores", score) for score in _two(where, "scores", row["scores"]))
-        return _Said(scores, "rating", reason=reason)
+        return _Said(scores, "rating", reason=reason, named=named)
     if "verdict" not in row or not isinstance(row["verdict"], str | None) or row["verdict"] not in (*_VOTES, None):
         raise InputError(f"{where}: `verdict` must be A, B, tie or null, got {row.get('verdict', 'nothing')!r}")
     if row["verdict"] is None:
         return _Said(None, error=_why_none(row.get("finish")), reason=reason)
     votes = _VOTES[row["verdict"]]
     return _Said(votes[::-1] if swapped else votes, "vote", reason=reason)
+
+
+def _named(row: Mapping[str, Any]) -> str | None:
+    verdict = row.get("verdict")
+    return verdict if isinstance(verdict, str) and verdict in _VOTES else None
 
 
 def _why_none(finish: Any) -> str:
@@ -264,7 +272,8 @@ def _of_each(where: str, row: Mapping[str, Any], grammar: Grammar | None) -> lis
         return [_reread(where, row, raw, grammar, shown=1) for raw in _two(where, "raws", row.get("raws"))]
     scores = _two(where, "scores", row.get("scores"))
     none = _Said(None, "rating", error="no_verdict: the file has no score of this answer")
-    return [none if score is None else _Said((_number(where, "scores", score),), "rating") for score in scores]
+    named = _named(row)
+    return [none if score is None else _Said((_number(where, "scores", score),), "rating", named=named) for score in scores]
 
 
 def _reread(where: str, row: Mapping[str, Any], raw: Any, grammar: Grammar, *, shown: int) -> _Said:
