@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import rlaif
-from rlaif import doctor, jobs, progress, results
+from rlaif import doctor, evaljudge, jobs, progress, results
 from rlaif.check.command import check_command
 from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
@@ -251,6 +251,7 @@ def _errors(face: Face | None = None) -> Iterator[None]:
 
 
 app.command("check")(_errors()(check_command))
+evaljudge.add(app, errors=_errors, follow=_follow, read_json=_json)
 
 
 def main() -> None:

@@ -221,7 +221,7 @@ class Run:
         self._stop_calls = ledger.on_trouble = lambda reason: loop.call_soon_threadsafe(stop, reason)
         self._models = models
         try:
-            self._beside = _spent_in(self._against_directory)
+            self._beside = spent_in(self._against_directory)
             self._budget = Budget(
                 lambda: [*ledger.spend(), *self._beside],
                 prices.of_model,
@@ -428,7 +428,7 @@ class Run:
             summary["against"] = found | {"calls": (self._other.summary or {}).get("calls")}
         except StopRun as error:
             stopped = error
-        self._beside = _spent_in(self._against_directory)
+        self._beside = spent_in(self._against_directory)
         if stopped is not None:
             if stopped.kind == "budget":
                 stopped = budget.reached() or stopped  # the limit that the user gave is of both
@@ -468,7 +468,7 @@ class Run:
         return summary
 
 
-def _spent_in(directory: Path) -> list[SpendRow]:
+def spent_in(directory: Path) -> list[SpendRow]:
     """What the calls of a run directory have used; nothing where there is none."""
     if not (directory / "run.sqlite").exists():
         return []

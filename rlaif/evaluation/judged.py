@@ -128,7 +128,7 @@ def _p(verdicts: Sequence[Verdict], ranking: Ranking, a: str, b: str) -> float |
 
 
 def of_recorded(judge: RecordedJudge, gold: Sequence[GoldPair]) -> Judged:
-    """What a file has of a judge, on all pairs, also those that a run would not put to one."""
+    """What a file has of a judge in its config, on all pairs, also those that a run would not put to one."""
     said = [judge.on(pair.id, (pair.a.id, pair.b.id)) for pair in gold]
     name = judge.judge if judge.config is None else f"{judge.judge} {judge.config}"
     return of_verdicts(name, gold, [[(o or "unknown", v, cast(Winner | None, named)) for o, v, named in one] for one in said])

@@ -45,7 +45,7 @@ def difference(one: Judged, other: Judged, gold: Sequence[GoldPair], clusters: S
     found = clustered_mean([_share(one, k, gold) - _share(other, k, gold) for k in shared], [clusters[k] for k in shared])
     return blank | {
         "value": round(found.value, 6),
-        "interval": None if found.interval is None else [round(end, 6) for end in found.interval],
+        "interval": None if found.interval is None else [round(min(max(end, -1.0), 1.0), 6) for end in found.interval],
         "p": found.p,
         "p_holm": None,
         "mcnemar": _mcnemar(one, other, gold, shared),
