@@ -75,6 +75,10 @@ def export_command(
     select: Annotated[
         str | None, typer.Option(metavar="RULE", help="Which pairs: as of rlaif generate. [default: the run's own rule]")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The calibration.json that rlaif eval-judge made of the run's judge: maps p_chosen."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -86,7 +90,7 @@ def export_command(
     with _errors():
         path = out or directory / f"{form}.jsonl"
         try:
-            summary = results.export(directory, form, path, select=select)
+            summary = results.export(directory, form, path, select=select, calibration=calibration)
         except OSError as error:
             said = f"cannot write {str(path)!r}: {error.strerror or error}"
             raise (StopRun("disk", said) if error.errno in NO_ROOM else InputError(said)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,7 +22,16 @@ from rlaif.jobs import Run
 from rlaif.options import HOW, JUDGE, OUT, Options
 from rlaif.voice import Face, print_plain, speaking
 
-_NOT_HERE = ("select", "against", "candidates_field", "response_field", "compare_labels", "allow_degenerate", "dedupe")
+_NOT_HERE = (
+    "select",
+    "against",
+    "candidates_field",
+    "response_field",
+    "compare_labels",
+    "allow_degenerate",
+    "dedupe",
+    "calibration",
+)
 _GOLD = (
     Annotated[
         str,
@@ -192,9 +202,11 @@ def _finish(
     from rlaif.evaluation import report, table
     from rlaif.evaluation.page import page
 
+    maps = report.maps(judged, gold) | {"gold": config.prompts}
     found = {"gold": config.prompts, **state, **report.evaluate(judged, gold)}
     try:
         write_whole(directory / "report.html", page(found, f"Judges on {Path(config.prompts).name}").encode())
+        write_whole(directory / "calibration.json", json.dumps(maps, indent=2).encode() + b"\n")
         results.write_summary(directory, found)
     except OSError as error:
         raise StopRun("disk", f"cannot write the results in {str(directory)!r}: {error.strerror or error}") from None

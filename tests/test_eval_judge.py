@@ -5,34 +5,24 @@ from __future__ import annotations
 import json
 import signal
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from html.parser import HTMLParser
-from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from helpers import start, summary, write_rows
-
-from rlaif.cli import app
+from helpers import command, start, summary, write_rows
 
 
-@dataclass
-class Done:
-    """What a command said and how it ended."""
+class Done(NamedTuple):
+    """What a command said."""
 
     stdout: str
     stderr: str
 
 
 def evaluate(*arguments: object, expect: int = 0) -> Done:
-    """Runs `rlaif eval-judge` in this process, where statistics and plots are loaded once; fails unless it ends so."""
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = app(["eval-judge", *map(str, arguments)], standalone_mode=False)
-    assert (status or 0) == expect, (status, out.getvalue()[-3000:], err.getvalue()[-3000:])
-    return Done(out.getvalue(), err.getvalue())
+    """Runs `rlaif eval-judge` in this process."""
+    return Done(*command("eval-judge", *arguments, expect=expect))
 
 
 def gold_rows(count: int, *, flip: bool = False, **more: Any) -> list[dict[str, Any]]:
@@ -87,12 +77,12 @@ def test_asked_again_nothing_is_bought_and_tokens_are_counted(tmp_path, room):
     gold = write_rows(tmp_path / "gold.jsonl", gold_rows(6))
     prices = tmp_path / "prices.yaml"
     prices.write_text("m: {input: 1.0, output: 2.0}\n")
-    command = [gold, "--judge", "pairwise", "--judge", "pointwise", "--judge-model", room.model()]
-    command += ["--prices", prices, "--out", tmp_path / "out"]
-    evaluate(*command)
+    asked = [gold, "--judge", "pairwise", "--judge", "pointwise", "--judge-model", room.model()]
+    asked += ["--prices", prices, "--out", tmp_path / "out"]
+    evaluate(*asked)
     bought, page = room.count(), (tmp_path / "out" / "report.html").read_bytes()
     before = summary(tmp_path / "out")
-    again = evaluate(*command)
+    again = evaluate(*asked)
     assert (bought, room.count(), room.repeats()) == (bought, bought, 0) and bought >= 12
     assert summary(tmp_path / "out") == before and (tmp_path / "out" / "report.html").read_bytes() == page
     pairwise = next(row for row in before["judges"] if row["judge"].startswith("pairwise"))
@@ -102,38 +92,38 @@ def test_asked_again_nothing_is_bought_and_tokens_are_counted(tmp_path, room):
     cost = (spent["prompt_tokens"] + 2 * spent["completion_tokens"]) / 1e6
     assert spent["cost_usd_per_right_label"] == pytest.approx(cost / 6)
     assert "tokens/right" in again.stdout and "USD/right" in again.stdout and "pointwise" in again.stdout
-    evaluate(write_rows(tmp_path / "more.jsonl", gold_rows(7)), *command[1:])
+    evaluate(write_rows(tmp_path / "more.jsonl", gold_rows(7)), *asked[1:])
     assert room.count() == bought * 7 // 6  # what six pairs took, and one more
 
 
 def test_killed_it_goes_on(tmp_path, room):
     gold = write_rows(tmp_path / "gold.jsonl", gold_rows(40))
     room.set(latency_s=0.1)
-    command = [gold, "--judge", "pairwise", "--judge-model", room.model(), "--concurrency", 4]
-    command += ["--out", tmp_path / "out"]
-    with start("eval-judge", *command) as process:
+    asked = [gold, "--judge", "pairwise", "--judge-model", room.model(), "--concurrency", 4]
+    asked += ["--out", tmp_path / "out"]
+    with start("eval-judge", *asked) as process:
         while room.count() < 20:
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
     room.set()
-    evaluate(*command)
+    evaluate(*asked)
     assert value(judged(tmp_path / "out"), "accuracy") == 1.0 and of(judged(tmp_path / "out"), "accuracy") == 80
     assert room.count() <= 80 + 4  # what was in flight may be bought twice, and no more
 
 
 def test_a_budget_is_of_all_judges_together(tmp_path, room):
     gold = write_rows(tmp_path / "gold.jsonl", gold_rows(6))
-    command = [gold, "--judge", "pairwise", "--judge", "pointwise", "--judge-model", room.model()]
-    command += ["--out", tmp_path / "out", "--concurrency", 1]
-    evaluate(*command[:3], *command[5:])
+    asked = [gold, "--judge", "pairwise", "--judge", "pointwise", "--judge-model", room.model()]
+    asked += ["--out", tmp_path / "out", "--concurrency", 1]
+    evaluate(*asked[:3], *asked[5:])
     first = summary(tmp_path / "out")["judges"][0]["spend"]
     used = first["prompt_tokens"] + first["completion_tokens"]
-    done = evaluate(*command, "--budget-tokens", used + 1, expect=3)
+    done = evaluate(*asked, "--budget-tokens", used + 1, expect=3)
     assert "budget" in done.stderr
     stopped = summary(tmp_path / "out")
     assert (stopped["state"], stopped["stopped"]["kind"]) == ("stopped", "budget")
     assert {row["judge"].partition(":")[0]: row["pairs"]["judged"] for row in stopped["judges"]}["pairwise"] == 6
-    evaluate(*command)
+    evaluate(*asked)
     assert summary(tmp_path / "out")["state"] == "done" and room.repeats() == 0
 
 

@@ -17,7 +17,7 @@ LEVELS = [
     [
         *("keys", "templates", "config", "rows", "data", "records", "degenerate", "ranking", "pairs"),
         *("selection", "accept", "audit", "export"),
-        *("intervals", "labels"),
+        *("intervals", "labels", "calibration"),
         *("prices", "forecast", "pace"),
     ],
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],

@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rlaif.calibration import fit
 from rlaif.data.gold import GoldPair
 from rlaif.evaluation.judged import Judged, Opinion
 from rlaif.intervals import ClusteredRate, Estimate, clustered_kappa, clustered_mean
@@ -180,6 +181,15 @@ class _Counting:
             "prompts": found.clusters,
             "interval": _interval(found.interval()),
         }
+
+
+def calibration_map(judged: Judged, gold: Sequence[GoldPair], clusters: Sequence[int]) -> dict[str, Any] | None:
+    """The map of a judge's probabilities (`rlaif.calibration`); None where they tell nothing."""
+    known = [(k, p) for k, pair in enumerate(gold) if pair.gold != "tie" and (p := judged.p[k]) is not None]
+    found = fit([p for _, p in known], [gold[k].gold == "A" for k, _ in known], [clusters[k] for k, _ in known])
+    if found is None:
+        return None
+    return {"judge": judged.name, "slope": found.slope, "interval": _interval(found.interval), "pairs": len(known)}
 
 
 def calibration(known: Sequence[tuple[float, float]]) -> dict[str, Any] | None:

@@ -7,9 +7,16 @@ from typing import Any
 
 from rlaif.data.gold import GoldPair
 from rlaif.evaluation.judged import Judged, baselines
-from rlaif.evaluation.numbers import BINS, CLIP, clusters_of, numbers
+from rlaif.evaluation.numbers import BINS, CLIP, calibration_map, clusters_of, numbers
 from rlaif.evaluation.paired import against
 from rlaif.intervals import LEVEL
+
+
+def maps(judged: Sequence[Judged], gold: Sequence[GoldPair]) -> dict[str, Any]:
+    """What calibration.json holds: a map of each judge whose probabilities tell anything."""
+    clusters = clusters_of(gold)
+    found = [calibration_map(one, gold, clusters) for one in judged]
+    return {"method": "p' = sigmoid(slope * logit(p))", "maps": [one for one in found if one is not None]}
 
 
 def evaluate(judged: Sequence[Judged], gold: Sequence[GoldPair]) -> dict[str, Any]:
