@@ -42,7 +42,7 @@ class Fitted:
 
 
 def fit(ps: Sequence[float], right: Sequence[bool], clusters: Sequence[int]) -> Fitted | None:
-    """The map from P(A is better) and whether A is gold, of pairs in clusters; None where every p is 1/2, or of fewer than two."""
+    """The map from P(A is better) and whether A is gold, of pairs in clusters; None of fewer than two, or if every p is 1/2."""
     import numpy as np
 
     odds = np.array([_logit(p) for p in ps])

@@ -98,9 +98,9 @@ def add(app: typer.Typer, *, errors: Errors, follow: Follow, read_json: ReadJson
             given["extra_body"] = read_json(given["extra_body"])
             _check(given, asked, how)
             config = make_config({**given, "command": "judge"}, how["config"])
-            gold = _gold(config, asked["category"])
+            gold, aside = _gold(config, asked["category"])
             if asked["verdicts"]:
-                _recorded(config, gold, asked["verdicts"], asked["only"], face)
+                _recorded(config, gold, aside, asked, face)
             else:
                 _live(config, gold, how, face, lambda run: follow(run, face))
 
@@ -130,26 +130,29 @@ def _check(given: dict[str, Any], asked: dict[str, list[str]], how: dict[str, An
         raise InputError("no judge: give --judge, or --verdicts with what was recorded")
 
 
-def _gold(config: RunConfig, category: Sequence[str]) -> list[GoldPair]:
+def _gold(config: RunConfig, category: Sequence[str]) -> tuple[list[GoldPair], set[str]]:
+    """The gold pairs of the categories that are asked for, all if none is; and the ids of the others. Raises InputError."""
     columns = Columns(config.prompt_field, config.reference_field, config.id_field)
     gold = list(read_gold(config.prompts, limit=config.limit, replace=config.replace, columns=columns))
     kept = [pair for pair in gold if not category or (pair.category or "").startswith(tuple(category))]
     if not kept:
         there = ", ".join(sorted({repr(pair.category) for pair in gold if pair.category is not None})[:20]) or "none"
         raise InputError(f"--category {' '.join(map(repr, category))}: no gold pair is of it; there are {there}")
-    return kept
+    return kept, {pair.id for pair in gold} - {pair.id for pair in kept}
 
 
-def _recorded(config: RunConfig, gold: Sequence[GoldPair], verdicts: list[str], only: list[str], face: Face) -> None:
+def _recorded(config: RunConfig, gold: Sequence[GoldPair], aside: set[str], asked: dict[str, list[str]], face: Face) -> None:
     from rlaif.evaluation import recorded
 
-    judged, apart = recorded.judged(verdicts, gold, only)
+    judged, apart = recorded.judged(asked["verdicts"], gold, asked["only"], aside)
     directory = _folder(config)
     if apart and not face.is_json:
         print_plain(
             f"note: recorded verdicts on {apart:,} pairs (of a judge each) that are not among the gold pairs", face.console
         )
-    _finish(judged, gold, config, directory, face, {"state": "done", "verdicts": verdicts, "verdicts_without_gold": apart})
+    _finish(
+        judged, gold, config, directory, face, {"state": "done", "verdicts": asked["verdicts"], "verdicts_without_gold": apart}
+    )
 
 
 def _live(
@@ -182,6 +185,8 @@ def _live(
 
 def _folder(config: RunConfig) -> Path:
     directory = Path(config.out).expanduser()
+    if (directory / "run.sqlite").exists():
+        raise InputError(f"{config.out!r} is a run directory, whose summary would be lost: choose another directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     return _score_interval(successes / n, n, level)
 
 
+@lru_cache(maxsize=4096)  # of many categories, most have the same few counts
 def _score_interval(rate: float, n: float, level: float) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
@@ -58,7 +60,7 @@ class ClusteredRate:
     def of(cls, outcomes: Sequence[bool], clusters: Sequence[int]) -> ClusteredRate:
         """The rate of `outcomes`, each in the cluster (a number from 0) that stands at the same place."""
         made = cls()
-        where = np.asarray(clusters, dtype=np.int64)
+        _, where = np.unique(np.asarray(clusters, dtype=np.int64), return_inverse=True)
         trials = np.bincount(where)
         successes = np.bincount(where, np.asarray(outcomes, dtype=np.float64), len(trials)).astype(np.int64)
         made.clusters, made.trials, made.successes = int((trials > 0).sum()), int(trials.sum()), int(successes.sum())

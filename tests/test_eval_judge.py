@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from helpers import command, start, summary, write_rows
 
+from rlaif.evaluation.table import lines
+
 
 class Done(NamedTuple):
     """What a command said."""
@@ -292,3 +294,39 @@ def test_the_page_needs_nothing_else_and_names_are_texts_in_it(tmp_path):
     assert {link[1:] for link in page.links} <= set(page.ids)
     assert "&lt;script&gt;" in text and "\x1b" not in text + done.stdout and "more categories" in text
     assert len(json.loads((tmp_path / "out" / "summary.json").read_text())["judges"][0]["by_category"]) == 200
+
+
+def test_a_narrow_terminal_is_shown_fewer_columns(tmp_path):
+    gold = write_rows(tmp_path / "gold.jsonl", gold_rows(4))
+    recorded = write_rows(tmp_path / "v.jsonl", [verdict(f"g{k}", "AB", "A") for k in range(4)])
+    evaluate(gold, "--verdicts", recorded, "--out", tmp_path / "out")
+    found = summary(tmp_path / "out")
+    wide, narrow = lines(found), lines(found, 60)
+    table = narrow[: narrow.index(next(line for line in narrow if line.startswith("accuracy:")))]
+    assert max(map(len, table[2:])) <= 60 < max(map(len, wide[2:8]))
+    assert any(line.startswith("not shown, as the terminal is narrow") and "Brier" in line for line in narrow)
+
+
+def test_categories_restrict_the_pairs(tmp_path):
+    rows = [row | {"category": f"{'xy'[k % 2]}{k}"} for k, row in enumerate(gold_rows(6))]
+    gold = write_rows(tmp_path / "gold.jsonl", rows)
+    recorded = write_rows(tmp_path / "v.jsonl", [verdict(f"g{k}", "AB", "A") for k in range(7)])
+    evaluate(gold, "--verdicts", recorded, "--category", "x", "--out", tmp_path / "out")
+    found = summary(tmp_path / "out")
+    assert (found["pairs"], list(found["judges"][0]["by_category"])) == (3, ["x0", "x2", "x4"])
+    assert found["verdicts_without_gold"] == 1  # the pairs of other categories are left aside on purpose
+
+
+def test_the_summary_of_a_run_is_not_lost(tmp_path):
+    gold = write_rows(tmp_path / "gold.jsonl", gold_rows(2))
+    command("judge", gold, "--judge", "rules-concise", "--out", tmp_path / "run")
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    assert "is a run directory" in evaluate(gold, "--judge", "rules-concise", "--out", tmp_path / "run", expect=2).stderr
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+
+
+def test_in_json_every_line_is_an_object(tmp_path):
+    gold = write_rows(tmp_path / "gold.jsonl", gold_rows(2))
+    options = ["--judge", "rules-concise", "--log-format", "json", "--out", tmp_path / "out"]
+    said = [json.loads(line) for line in evaluate(gold, *options).stdout.splitlines()]
+    assert said[-1]["event"] == "done" and said[-1]["judges"][0]["judge"] == "rules-concise"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rlaif.data.gold import GoldPair
 from rlaif.errors import InputError
@@ -12,10 +12,13 @@ from rlaif.judges.recorded import RecordedJudge, load_all
 _SHOWN = 10
 
 
-def judged(paths: Sequence[str], gold: Sequence[GoldPair], only: Sequence[str] = ()) -> tuple[list[Judged], int]:
+def judged(
+    paths: Sequence[str], gold: Sequence[GoldPair], only: Sequence[str] = (), others: Collection[str] = ()
+) -> tuple[list[Judged], int]:
     """Every judge and config in the files that spoke of a gold pair; and how many (pair, judge) in the files join none.
 
-    With `only`, those alone with one of the texts in `judge config`. Raises InputError if none is left.
+    With `only`, those alone with one of the texts in `judge config`. `others` are ids of gold pairs that are left aside on
+    purpose. Raises InputError if no judge is left.
     """
     everyone = load_all(paths)
     meant = [judge for judge in everyone if not only or any(text in named(judge) for text in only)]
@@ -24,7 +27,7 @@ def judged(paths: Sequence[str], gold: Sequence[GoldPair], only: Sequence[str] =
         raise InputError(f"--only {' '.join(map(repr, only))}: no recorded judge has it in its name; there are {there}")
     ids = {pair.id for pair in gold}
     joined = [judge for judge in meant if judge.pairs() & ids]
-    apart = sum(len(judge.pairs() - ids) for judge in meant)
+    apart = sum(len(judge.pairs() - ids - set(others)) for judge in meant)
     if not joined:
         example = next((pair for judge in meant for pair in judge.pairs()), "")
         raise InputError(
