@@ -198,7 +198,7 @@ def _dots(axes: Axes, dots: Sequence[tuple[dict[str, Any], str, str, float, int]
     for rate, colour, marker, shift, place in dots:
         if rate["interval"] is not None:
             axes.plot([100 * end for end in rate["interval"]], [place + shift] * 2, color=colour, linewidth=1.5)
-        axes.plot([100 * rate["value"]], [place + shift], marker, color=colour, markersize=4.5)
+        axes.plot([100 * rate["value"]], [place + shift], marker, color=colour, markersize=4.5, clip_on=False)
 
 
 def _legend(axes: Axes, judges: Rows) -> None:
@@ -226,18 +226,16 @@ def _scatter(figure: Figure, found: dict[str, Any], x: tuple[str, str], y: tuple
     figure.set_size_inches(_WIDTH, 5.0)
     axes = figure.add_subplot()
     named = [row for row in rows if not row["baseline"]][:_MOST_LINES]
+    baselines: dict[tuple[float, float], list[str]] = {}
     for row in rows:
         place = named.index(row) if row in named else None
         colour, marker = (_GREY, "x" if row["baseline"] else ".") if place is None else (_COLOURS[place], _MARKERS[place])
-        axes.plot([100 * row[x[0]]["value"]], [100 * row[y[0]]["value"]], marker, color=colour, markersize=7)
+        where = 100 * row[x[0]]["value"], 100 * row[y[0]]["value"]
+        axes.plot(*([value] for value in where), marker, color=colour, markersize=7)
         if row["baseline"]:
-            axes.annotate(
-                row["judge"],
-                (100 * row[x[0]]["value"], 100 * row[y[0]]["value"]),
-                (5, 4),
-                textcoords="offset points",
-                color=_GREY,
-            )
+            baselines.setdefault(where, []).append(row["judge"])
+    for where, names in baselines.items():
+        axes.annotate(", ".join(names), where, (5, 4), textcoords="offset points", color=_GREY)
     axes.set(xlim=(-3, 103), ylim=(-3, 103))
     axes.set_xlabel(x[1])
     axes.set_ylabel(y[1])
