@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import rlaif
-from rlaif import doctor, jobs, progress, results
+from rlaif import doctor, evaljudge, jobs, progress, results
 from rlaif.check.command import check_command
 from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
@@ -77,6 +77,10 @@ def export_command(
     select: Annotated[
         str | None, typer.Option(metavar="RULE", help="Which pairs: as of rlaif generate. [default: the run's own rule]")
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The calibration.json that rlaif eval-judge made of the run's judge: maps p_chosen."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -88,7 +92,7 @@ def export_command(
     with _errors():
         path = out or directory / f"{form}.jsonl"
         with writing(path):
-            summary = results.export(directory, form, path, select=select)
+            summary = results.export(directory, form, path, select=select, calibration=calibration)
         for line in progress.export_lines(path, summary):
             typer.echo(line)
 
@@ -252,6 +256,7 @@ def _errors(face: Face | None = None) -> Iterator[None]:
 app.command("check")(_errors()(check_command))
 app.command("report")(_errors()(report_command))
 app.add_typer(probe_commands(_follow, _errors, _json), name="probe")
+evaljudge.add(app, errors=_errors, follow=_follow, read_json=_json)
 
 
 def main() -> None:

@@ -88,6 +88,7 @@ class RunConfig(BaseModel):
     allow_truncated: bool = False
     allow_degenerate: bool = False
     select: str | None = None
+    calibration: str | None = None
     accept: str | None = None
     target: int | None = Field(default=None, ge=1)
     max_samples: int = Field(default=_MAX_SAMPLES, ge=1)

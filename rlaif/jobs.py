@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import accept, against, degenerate, dryrun, engine, labels, records, results
+from rlaif import accept, against, calibration, degenerate, dryrun, engine, labels, records, results
 from rlaif.aio import all_of, iterate
 from rlaif.calls import Tally
 from rlaif.config import RunConfig, make_config
@@ -221,7 +221,7 @@ class Run:
         self._stop_calls = ledger.on_trouble = lambda reason: loop.call_soon_threadsafe(stop, reason)
         self._models = models
         try:
-            self._beside = _spent_in(self._against_directory)
+            self._beside = spent_in(self._against_directory)
             self._budget = Budget(
                 lambda: [*ledger.spend(), *self._beside],
                 prices.of_model,
@@ -232,6 +232,7 @@ class Run:
             facts = opened.facts(config)
             check_settings(ledger, facts)
             parts = compose(opened, config, ledger, self.progress.tally, self._budget)
+            self._check_calibration(parts)
             self._budget.check_prices(client.billed for client in parts.clients if not client.free)
             await self._begin(ledger, parts, facts)
             write_whole(self.directory / "config.yaml", config.to_yaml().encode())
@@ -251,6 +252,13 @@ class Run:
                 await models.close()
             finally:
                 ledger.close()
+
+    def _check_calibration(self, parts: Parts) -> None:
+        """Raises InputError if the calibration is not of the run's judge."""
+        file = self.config.calibration
+        if file is not None:
+            name = "+".join(dict.fromkeys(judge.name.partition("#")[0] for judge in parts.judges))
+            calibration.slope_of(calibration.load(file), name, file)
 
     async def _begin(self, ledger: Ledger, parts: Parts, facts: dict[str, Any]) -> None:
         """Puts the prompts into the ledger, where they are not there yet, and says what an earlier process left."""
@@ -428,7 +436,7 @@ class Run:
             summary["against"] = found | {"calls": (self._other.summary or {}).get("calls")}
         except StopRun as error:
             stopped = error
-        self._beside = _spent_in(self._against_directory)
+        self._beside = spent_in(self._against_directory)
         if stopped is not None:
             if stopped.kind == "budget":
                 stopped = budget.reached() or stopped  # the limit that the user gave is of both
@@ -468,7 +476,7 @@ class Run:
         return summary
 
 
-def _spent_in(directory: Path) -> list[SpendRow]:
+def spent_in(directory: Path) -> list[SpendRow]:
     """What the calls of a run directory have used; nothing where there is none."""
     if not (directory / "run.sqlite").exists():
         return []

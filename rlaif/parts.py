@@ -11,7 +11,7 @@ from rlaif.calls import Client, Tally
 from rlaif.config import RunConfig
 from rlaif.errors import InputError, StopRun
 from rlaif.judges import JudgeLike, JudgePlan, resolve
-from rlaif.judges.checks import Checks, Planted, read_gold
+from rlaif.judges.checks import Checks, Planted, planted_gold
 from rlaif.ledger import Ledger
 from rlaif.models import Models
 from rlaif.prices import Budget
@@ -46,7 +46,7 @@ class Opened:
                     raise InputError(
                         "--accept needs a judge that rates each answer by itself: pointwise, reward, rules or a function"
                     )
-        gold = read_gold(config.check_gold) if config.check_gold and config.checks else []
+        gold = planted_gold(config.check_gold) if config.check_gold and config.checks else []
         models = Models(
             concurrency=config.concurrency,
             timeout_s=config.timeout_s,

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from rlaif import accept, pairs, records, selection
+from rlaif import accept, calibration, pairs, records, selection
 from rlaif.audit import Audit, Choices, kl_bound
 from rlaif.config import RunConfig
 from rlaif.errors import InputError
@@ -50,15 +50,19 @@ def _read_rows(ledger: Ledger, export: _Export, config: RunConfig | None) -> Ite
         yield from export.by(config).rows(partial(ledger.records, config.limit), config)
 
 
-def export(directory: Path, form: str, out: Path, *, select: str | None = None) -> dict[str, Any]:
+def export(
+    directory: Path, form: str, out: Path, *, select: str | None = None, calibration: str | None = None
+) -> dict[str, Any]:
     """Writes what is finished of a run to a file in format `form`, and beside it, in FILE.summary.json, what that came to.
 
     Returns that summary: every prompt of the run has a row, or a reason in `dropped`, which for a prompt that has no record yet
-    is `unfinished`. Raises InputError.
+    is `unfinished`. With `calibration`, a file of maps, probabilities go through the judge's. Raises InputError.
     """
     asked = _Export.of(form, select)
     with closing(Ledger.read(directory)) as ledger, ledger.snapshot():
         config = stored_config(ledger)
+        if calibration is not None:
+            config = config.model_copy(update={"calibration": calibration})
         export = asked.by(config)
         prompts = min(ledger.prompts(), config.limit or ledger.prompts())
         written = files.write(out, export.rows(partial(ledger.records, config.limit), config), export.form)
@@ -175,7 +179,19 @@ def pairs_of(record: Record, config: RunConfig) -> Sequence[PreferencePair]:
     allowed = _allowed(config)
     (ranking,) = bradley_terry.rank([record], [_eligible(record, allowed)])
     rule = BEST_WORST if config.select is None else selection.parse(config.select)
-    return selection.select(rule, record, ranking, seed=config.seed, **allowed).pairs
+    return _selected(rule, record, ranking, config, _maps(config)).pairs
+
+
+def _maps(config: RunConfig) -> calibration.Maps | None:
+    return None if config.calibration is None else calibration.load(config.calibration)
+
+
+def _selected(
+    rule: Rule, record: Record, ranking: Ranking, config: RunConfig, maps: calibration.Maps | None
+) -> selection.Selection:
+    """The pairs of a record by a rule, their probabilities mapped where there are maps."""
+    found = selection.select(rule, record, ranking, seed=config.seed, **_allowed(config))
+    return found if maps is None else calibration.calibrated(found, maps, str(config.calibration))
 
 
 def stored_config(ledger: Ledger) -> RunConfig:
@@ -244,6 +260,7 @@ class _Export:
     def rows(self, stored: Stored, config: RunConfig, audit: Audit | None = None) -> Iterator[dict[str, Any]]:
         """The rows in input order; each record is counted in `choices`, and in `audit`."""
         allowed, form, choices, rule = _allowed(config), self.form, self.choices, self.rule
+        maps = _maps(config) if form.takes == "pairs" else None
         accepting = None if config.accept is None else accept.parse(config.accept)
         for record, ranking in _rankings(stored, allowed):
             if audit is not None:
@@ -254,9 +271,7 @@ class _Export:
                 choices.add_row()
                 yield from form.rows(record, ranking)
                 continue
-            chosen = selection.select(
-                BEST_WORST if form.takes == "best" else rule, record, ranking, seed=config.seed, **allowed
-            )
+            chosen = _selected(BEST_WORST if form.takes == "best" else rule, record, ranking, config, maps)
             if form.takes == "pairs":
                 choices.add(chosen)
                 if chosen.pairs:

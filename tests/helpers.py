@@ -11,8 +11,9 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -122,6 +123,17 @@ def rlaif(*arguments: object, expect: int = 0, cwd: Path | None = None, **env: s
     assert done.returncode == expect, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
     assert "Traceback" not in done.stderr + done.stdout, done.stderr[-3000:]
     return done
+
+
+def command(*arguments: object, expect: int = 0) -> tuple[str, str]:
+    """Runs the command in this process, where what it needs is loaded once; (stdout, stderr). Fails unless it ends so."""
+    from rlaif.cli import app
+
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = app(list(map(str, arguments)), standalone_mode=False)
+    assert (status or 0) == expect, (status, out.getvalue()[-3000:], err.getvalue()[-3000:])
+    return out.getvalue(), err.getvalue()
 
 
 def start(*arguments: object, **more: Any) -> subprocess.Popen[str]:

@@ -13,7 +13,7 @@ from helpers import rlaif, summary, write_prompts, write_rows
 
 import rlaif as library
 from rlaif.errors import InputError, StopRun
-from rlaif.judges.checks import EVERY, Checks, Outcome, Planted, read_gold
+from rlaif.judges.checks import EVERY, Checks, Outcome, Planted, planted_gold
 from rlaif.ranking.schedule import Every
 from rlaif.types import Candidate, Prompt, Record, Verdict
 
@@ -143,12 +143,12 @@ def test_gold_rows_are_planted_and_counted(tmp_path):
         {"id": f"g{k}", "prompt": f"q{k}", "response_a": REAL, "response_b": WORSE, "gold": gold}
         for k, gold in enumerate(["A", "B", "tie", "A"])
     ]
-    gold = read_gold(str(write_rows(tmp_path / "gold.jsonl", rows)))
+    gold = planted_gold(str(write_rows(tmp_path / "gold.jsonl", rows)))
     assert [(p.better.text, p.worse.text) for p in gold] == [(REAL, WORSE), (WORSE, REAL), (REAL, WORSE)]
     assert run_before(Scripted(better), gold).report()["gold"] == {"right": 2, "wrong": 1}
     rows[1]["gold"] = "C"
     with pytest.raises(InputError, match="'C'"):
-        read_gold(str(write_rows(tmp_path / "wrong.jsonl", rows)))
+        planted_gold(str(write_rows(tmp_path / "wrong.jsonl", rows)))
 
 
 def record(ordinal: int, verdicts=()) -> Record:

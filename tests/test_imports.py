@@ -17,14 +17,17 @@ LEVELS = [
     [
         *("keys", "templates", "config", "rows", "data", "records", "degenerate", "ranking", "pairs"),
         *("selection", "accept", "audit", "export"),
-        *("intervals", "labels", "bias", "trust"),
+        *("intervals", "labels", "bias", "trust", "calibration"),
         *("prices", "forecast", "pace"),
     ],
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
-    ["results", "against", "parts", "dryrun", "jobs", "check"],
-    ["display", "voice", "progress", "single", "testing", "options", "report", "probe", "cli", "__init__"],
+    ["results", "against", "parts", "dryrun", "jobs", "check", "evaluation"],
+    [
+        *("display", "voice", "progress", "single", "testing", "options"),
+        *("report", "probe", "evaljudge", "cli", "__init__"),
+    ],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = {

@@ -62,6 +62,8 @@ class Comparison(NamedTuple):
 
 def comparison(where: str, row: Mapping[str, Any], columns: Columns, notes: Counter[str]) -> Comparison:
     """The comparison in a row. Raises InputError. `notes` counts rows whose own labels contradict each other."""
+    if columns.gold:
+        return _gold(where, row, columns)
     if "candidates" in row and columns.candidates is None and not columns.responses:
         return _plain(where, row, columns, "candidates", row["candidates"], _PAIR)
     if columns.responses:
@@ -101,6 +103,9 @@ def _plain(where: str, row: Mapping[str, Any], columns: Columns, form: str, give
 
 
 def _gold(where: str, row: Mapping[str, Any], columns: Columns) -> Comparison:
+    missing = next((name for name in (*_PAIR, *(["gold"] if columns.gold else [])) if row.get(name) is None), None)
+    if missing is not None:
+        raise InputError(f"{where}: a gold pair needs `{missing}`; there are {names(row)}")
     gold = row.get("gold")
     if not isinstance(gold, str | None) or gold not in _GOLD:
         raise InputError(f"{where}: `gold` must be A, B or tie, got {str(gold)[:40]!r}")

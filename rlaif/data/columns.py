@@ -18,7 +18,7 @@ from rlaif.rows import kind_of
 class Columns:
     """The names that were given; None or nothing: the usual ones. `prompt` may be several, `instruction+input`.
 
-    `responses` are columns with an answer each, `candidates` is one with a list of them.
+    `responses` are columns with an answer each, `candidates` is one with a list of them. `gold`: rows must be gold pairs.
     """
 
     prompt: str | None = None
@@ -26,6 +26,7 @@ class Columns:
     id: str | None = None
     candidates: str | None = None
     responses: tuple[str, ...] = ()
+    gold: bool = False
 
     @property
     def empty(self) -> dict[str, str | None]:

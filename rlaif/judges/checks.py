@@ -19,8 +19,7 @@ from functools import cache
 from typing import Any
 
 from rlaif.aio import all_of
-from rlaif.data import read_candidates
-from rlaif.errors import InputError
+from rlaif.data.gold import read_gold
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.llm import LlmJudge
 from rlaif.keys import seed_of
@@ -247,16 +246,13 @@ class _Lately:
         return f"it {words} the last {self._kinds[kind]} {'answers' if kind == 'rating' else 'pairs'}"
 
 
-def read_gold(path: str) -> list[Planted]:
+def planted_gold(path: str) -> list[Planted]:
     """The first 20 rows of a gold file whose gold is A or B, each as a planted pair. Raises InputError."""
     found: list[Planted] = []
-    for prompt, candidates in read_candidates(path):
-        gold = prompt.fields.get("gold")
-        if gold not in ("A", "B", "tie") or len(candidates) != 2:
-            raise InputError(f"{path}: row {prompt.id!r} has the gold {gold!r}; it must be A, B or tie, of two responses")
-        if gold != "tie":
-            better, worse = candidates if gold == "A" else candidates[::-1]
-            found.append(Planted(prompt.id, replace(prompt, ordinal=ORDINAL), better, worse))
+    for row in read_gold(path):
+        if row.gold != "tie":
+            better, worse = (row.a, row.b) if row.gold == "A" else (row.b, row.a)
+            found.append(Planted(row.id, replace(row.prompt, ordinal=ORDINAL), better, worse))
         if len(found) == _GOLD_ROWS:
             break
     return found

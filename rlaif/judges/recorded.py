@@ -38,12 +38,17 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class _Said:
-    """What a row says of those shown, in the order shown; without scores, why."""
+    """What a row says of those shown, in the order shown; without scores, why. `named` is the winner in the row's own word."""
 
     scores: tuple[float, ...] | None
     scale: Literal["probability", "vote", "rating"] = "vote"
     error: str | None = None
     reason: str | None = None
+    named: str | None = None
+
+    def words(self) -> tuple[tuple[float, ...] | None, Literal["probability", "vote", "rating"], str | None, str | None]:
+        """The same as a verdict's last fields."""
+        return self.scores, self.scale, self.error, self.reason
 
 
 class _Book:
@@ -72,13 +77,34 @@ class _Book:
 class RecordedJudge:
     """A judge function: what was recorded of the candidates shown.
 
-    `arity` is 2, or 1 for pointwise rows; `source` changes with the file's content, the selection and the grammar.
+    `arity` is 2, or 1 for pointwise rows; `source` changes with the file's content, the selection and the grammar. `judge` and
+    `config` are what the file calls it.
     """
 
-    def __init__(self, name: str, book: _Book, source: str) -> None:
-        self.__name__, self.source = name, source
+    def __init__(self, chosen: tuple[str, str | None], book: _Book, source: str = "") -> None:
+        self.judge, self.config = chosen
+        self.__name__, self.source = ":".join(["recorded", *(part for part in chosen if part)]), source
         self.arity = 1 if book.pointwise else 2
         self._book = book
+
+    def pairs(self) -> set[str]:
+        """The ids of the pairs that it spoke of."""
+        return {pair for pair, _ in self._book.said}
+
+    def on(self, pair: str, ids: tuple[str, str]) -> list[tuple[str | None, Verdict, str | None]]:
+        """All that was recorded on a pair whose answers are `ids`: (the order as the file has it, the verdict, the winner that
+        the file names beside scores, if it does) of each row.
+
+        Of an order that was not recorded (None) the verdict is written as if A had been shown first.
+        """
+        a, b = ids
+        shown: dict[str | None, tuple[str, ...]] = {"AB": (a, b), "BA": (b, a), None: (a, b), "A": (a,), "B": (b,)}
+        found = [(order, ids, self._book.said.get((pair, order))) for order, ids in shown.items()]
+        return [
+            (order if order not in ("A", "B") else "pointwise", Verdict(self.__name__, ids, *said.words()), said.named)
+            for order, ids, said in found
+            if said is not None
+        ]
 
     def __call__(self, prompt: Prompt, candidates: Sequence[Candidate]) -> Verdict:
         """The recorded verdict on the candidates, in the order shown; without scores where there is none."""
@@ -89,7 +115,7 @@ class RecordedJudge:
             error = f"not_recorded: verdicts are about {' and '.join(letters)}, shown were {', '.join(shown)}"
             return Verdict(self.__name__, shown, None, error=error)
         said = self._book.look_up(prompt.id, order)
-        return Verdict(self.__name__, shown, said.scores, said.scale, error=said.error, reason=said.reason)
+        return Verdict(self.__name__, shown, *said.words())
 
 
 def load(
@@ -110,7 +136,23 @@ def load(
         if _of(row) == chosen:
             _enter(book, where, row, reading)
     source = digest([hasher.hexdigest(), *chosen, reading.digest if reading else None])
-    return RecordedJudge(":".join(["recorded", *(part for part in chosen if part)]), book, source)
+    return RecordedJudge(chosen, book, source)
+
+
+def load_all(paths: Sequence[str | Path]) -> list[RecordedJudge]:
+    """Every judge in every config of these files, in the order in which they come; what several files say is put together.
+
+    Raises InputError for a wrong row by file and line, a second verdict on a pair in the same order among them.
+    """
+    books: dict[tuple[str, str | None], _Book] = {}
+    for path in paths:
+        empty = True
+        for where, row in _rows(Path(path), hashlib.sha256()):
+            _enter(books.setdefault(_of(row), _Book()), where, row, None)
+            empty = False
+        if empty:
+            raise InputError(f"{str(path)!r} holds no verdicts")
+    return [RecordedJudge(named, book) for named, book in books.items()]
 
 
 # The file
@@ -193,22 +235,35 @@ def _of_two(where: str, row: Mapping[str, Any], grammar: Grammar | None) -> _Sai
     if grammar is not None:
         return _reread(where, row, row.get("raw"), grammar, shown=2)
     reason = row.get("raw") if isinstance(row.get("raw"), str) else None
+    named = _named(row)
     if row.get("p_b") is not None:
         p_b = _number(where, "p_b", row["p_b"])
         if not 0.0 <= p_b <= 1.0:
             raise InputError(f"{where}: `p_b` must be a probability, got {p_b!r}")
-        return _Said((p_b, 1.0 - p_b) if swapped else (1.0 - p_b, p_b), "probability", reason=reason)
+        return _Said((p_b, 1.0 - p_b) if swapped else (1.0 - p_b, p_b), "probability", reason=reason, named=named)
     if row.get("scores") is not None:
         scores = tuple(_number(where, "scores", score) for score in _two(where, "scores", row["scores"]))
-        return _Said(scores, "rating", reason=reason)
+        return _Said(scores, "rating", reason=reason, named=named)
     if "verdict" not in row or not isinstance(row["verdict"], str | None) or row["verdict"] not in (*_VOTES, None):
         raise InputError(f"{where}: `verdict` must be A, B, tie or null, got {row.get('verdict', 'nothing')!r}")
     if row["verdict"] is None:
-        return _Said(
-            None, error="no_verdict: the file has a reply of the judge, and no verdict was read from it", reason=reason
-        )
+        return _Said(None, error=_why_none(row.get("finish")), reason=reason)
     votes = _VOTES[row["verdict"]]
     return _Said(votes[::-1] if swapped else votes, "vote", reason=reason)
+
+
+def _named(row: Mapping[str, Any]) -> str | None:
+    verdict = row.get("verdict")
+    return verdict if isinstance(verdict, str) and verdict in _VOTES else None
+
+
+def _why_none(finish: Any) -> str:
+    """Why there is no verdict in a reply, as far as the file says how the reply ended."""
+    if finish == "length":
+        return "truncated: the reply was cut off before a verdict"
+    if isinstance(finish, str) and "content" in finish:
+        return f"content_filter: the endpoint withheld the reply ({finish})"
+    return "no_verdict: the file has a reply of the judge, and no verdict was read from it"
 
 
 def _of_each(where: str, row: Mapping[str, Any], grammar: Grammar | None) -> list[_Said]:
@@ -217,7 +272,8 @@ def _of_each(where: str, row: Mapping[str, Any], grammar: Grammar | None) -> lis
         return [_reread(where, row, raw, grammar, shown=1) for raw in _two(where, "raws", row.get("raws"))]
     scores = _two(where, "scores", row.get("scores"))
     none = _Said(None, "rating", error="no_verdict: the file has no score of this answer")
-    return [none if score is None else _Said((_number(where, "scores", score),), "rating") for score in scores]
+    named = _named(row)
+    return [none if score is None else _Said((_number(where, "scores", score),), "rating", named=named) for score in scores]
 
 
 def _reread(where: str, row: Mapping[str, Any], raw: Any, grammar: Grammar, *, shown: int) -> _Said:
