@@ -25,19 +25,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _server import ROOT, say, table
+import yaml
+from _server import ROOT, show, table
 
 from rlaif.data import read_candidates
 from rlaif.pairs import compared
 from rlaif.prices import guess_tokens
-from rlaif.ranking.adaptive import Adaptive
+from rlaif.ranking.adaptive import Adaptive, default_calls
 from rlaif.ranking.bradley_terry import rank
 from rlaif.ranking.schedule import Elimination, Every, RandomPair, Swiss
 from rlaif.types import Candidate, Group, Prompt, Record, Schedule, Verdict
@@ -46,6 +46,17 @@ DATA = ROOT.parent / "shared" / "data" / "candidates"
 QUESTION, ANSWER, SAID = 350, 250, {"soft": 1, "hard": 6, "drawn": 6}
 """Tokens of template, constitution and prompt; of an answer; of a verdict."""
 FORMS = ("soft", "hard", "drawn")
+LOOKS = {
+    "all pairs": ("s", "#000000"),
+    "adaptive": ("*", "#0072B2"),
+    "pointwise": ("D", "#E69F00"),
+    "listwise": ("^", "#56B4E9"),
+    "all listed twice": ("v", "#56B4E9"),
+    "swiss": ("P", "#D55E00"),
+    "elimination": ("X", "#009E73"),
+    "random pair": ("o", "#CC79A7"),
+}
+CAPS = (1.25, 1.5, 2.0, 3.0, 4.0)
 COLUMNS = ("setting", "n", "verdicts", "schedule", "calls", "tokens %", "gap", "kept %", "+-", "right", "regret")
 
 
@@ -199,25 +210,18 @@ def ask(judge: SimulatedJudge, schedule: Schedule, seed: int) -> tuple[list[Verd
 
 
 def schedules(n: int, form: str) -> dict[str, Schedule]:
-    """All that are compared, `all pairs` first."""
+    """All that are compared, `all pairs` first; `adaptive, K calls` are a curve."""
+    rates = form == "soft"
     found: dict[str, Schedule] = {"all pairs": Every(2)}
-    if form == "soft":
+    if rates:
         found["pointwise"] = Every(1)
-    found["listwise, twice"] = Every(n, 2)
-    found["adaptive"] = Adaptive(rates=form == "soft")
-    if form != "soft":
+    found |= {"listwise": Every(4, 2), "all listed twice": Every(n, 2), "adaptive": Adaptive(rates=rates)}
+    if not rates:
         found["adaptive, rated"] = Adaptive()
-    found |= {f"adaptive, {k} calls": Adaptive(k, rates=form == "soft") for k in _caps(n)}
-    return found | {
-        "Swiss": Swiss(),
-        "elimination": Elimination(),
-        "random pair": RandomPair(),
-        "some pairs": Every(2, most=2 * n),
-    }
-
-
-def _caps(n: int) -> list[int]:
-    return [k for k in (n + 2, n + 4, 2 * n, 3 * n, 4 * n) if k < n * (n - 1)] if n in (8, 16) else []
+    caps = sorted({round(n * times) for times in CAPS} | {default_calls(n)})
+    found |= {f"adaptive, {k} calls": Adaptive(k, rates=rates) for k in caps if k < n * (n - 1)}
+    found |= {f"some pairs, {k} calls": Every(2, most=k) for k in (2 * n, 4 * n) if k < n * (n - 1)}
+    return found | {"swiss": Swiss(), "elimination": Elimination(), "random pair": RandomPair()}
 
 
 def kept(found: Outcome, of: Outcome) -> tuple[float, float]:
@@ -248,6 +252,26 @@ def rows(works: Sequence[Work], only: str | None) -> Iterator[tuple[dict[str, An
                     f"{found.regret.mean():.4f}",
                 )
                 yield figures, shown
+
+
+def write_curves(figures: Sequence[dict[str, Any]], file: Path) -> None:
+    """What `rlaif.worth` reads: by schedule, form and number of candidates, [calls, share kept] of the stated setting."""
+    found: dict[str, dict[str, dict[int, list[list[float]]]]] = {}
+    for f in figures:
+        head, _, calls = f["schedule"].partition(", ")
+        name = {"some pairs": "pairwise", "random pair": "random-pair"}.get(head, head)
+        wanted = name not in ("all pairs", "all listed twice", "adaptive") or (name == "adaptive" and calls.endswith("calls"))
+        if f["setting"] == "stated" and f["form"] != "drawn" and wanted:
+            points = found.setdefault(name, {}).setdefault(f["form"], {}).setdefault(f["n"], [])
+            points.append([round(float(f["calls"]), 1), round(float(f["kept"]), 3)])
+    for forms in found.values():
+        for curves in forms.values():
+            for points in curves.values():
+                points.sort()
+    head = (
+        "# Made by benchmarks/ranking.py --curves: [judge calls a prompt, share of all pairs' gap kept], see rlaif/worth.py.\n"
+    )
+    file.write_text(head + yaml.safe_dump(found, sort_keys=True, default_flow_style=None, width=120), encoding="utf-8")
 
 
 def draw_curves(figures: Sequence[dict[str, Any]], file: Path) -> None:
@@ -299,9 +323,10 @@ def main() -> None:
     if DATA.is_dir():
         files = [name for name in ("alpacaeval", "cai_samples", "gsm8k") if name.startswith(given.setting or "")]
         works += [recorded(name, given.prompts, given.seed) for name in files]
-    random.seed(given.seed)
     found = list(rows(works, given.schedule))
-    say(table(COLUMNS, [shown for _, shown in found]))
+    show(table(COLUMNS, [shown for _, shown in found], names=4))
+    if given.curves:
+        write_curves([figures for figures, _ in found], given.curves)
     if given.plot:
         draw_curves([figures for figures, _ in found], given.plot)
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rlaif import forecast
+from rlaif import forecast, planner
 from rlaif.calls import billed_as
 from rlaif.config import RunConfig
 from rlaif.judges import JudgePlan
@@ -74,6 +74,7 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
         if measured is None:
             found["low"] = forecast.forecast(least, seed=config.seed)["low"]
         found["assumed"].append(f"every prompt takes all of its {config.max_samples} samples; low: its first ones are accepted")
+    planned = planner.planned(config, sizes, plans, work) if config.accept is None else None
     return {
         "prompts": prompts,
         "finished": finished,
@@ -81,6 +82,7 @@ def dry_run(run: Run, source: Source, opened: Opened, probed: Callable[[], Run] 
         "policy_calls": prompts * sum(math.ceil(n / policy.max_n) for policy in work.policies),
         "judge_calls": sum(asked.total() for asked in calls),
         "judges": len(plans),
+        "schedules": planned,
     } | found
 
 

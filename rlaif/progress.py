@@ -18,7 +18,7 @@ from rich.console import Console, Group
 from rich.live import Live as Repainted
 from rich.text import Text
 
-from rlaif import display, forecast, jobs, live, results, trust
+from rlaif import display, forecast, jobs, live, planner, results, trust
 from rlaif.live import Holds, Live, Report
 from rlaif.rundir import left_open
 from rlaif.voice import LINE_EVERY_S, Face, print_plain, prints_to, warnings_to
@@ -70,7 +70,7 @@ def show_plan(plan: dict[str, Any], face: Face) -> None:
         return
     for name in ("prompts", "policy_calls", "judge_calls", "judges"):
         print_plain(f"{name}: {plan[name]}", face.console)
-    for line in ("", *forecast.lines(plan)):
+    for line in ("", *forecast.lines(plan), *planner.lines(plan["schedules"])):
         print_plain(line, face.console)
     if plan["finished"]:
         cost = "" if plan["spent_usd"] is None else f" for {forecast.money(plan['spent_usd'])} USD"
