@@ -175,11 +175,17 @@ def test_a_dear_first_verdict_costs_the_others_nothing() -> None:
                 return verdict
             return Verdict("j", verdict.shown, verdict.scores, verdict.scale, calls=2)
 
-    cases: tuple[tuple[Schedule, int], ...] = ((Every(2, most=20), 18), (Every(2, most=13), 12), (Elimination(9), 8))
+    cases: tuple[tuple[Schedule, int], ...] = (
+        (Every(2, most=20), 18),
+        (Every(2, most=13), 12),
+        (Every(2, most=30), 28),
+        (Elimination(9), 8),
+    )
     for schedule, expected in cases:
         first = next(schedule.rounds([str(k) for k in range(6)], 3))[0]
         groups = flat(ask(schedule, Judge(drawn(6, 1)), 3)[0])
         assert len(groups) == expected, (schedule, len(groups))
+        assert set(groups) == {group[::-1] for group in groups}
 
 
 # Duels of those that stand next to each other, or that have won
@@ -307,7 +313,7 @@ def test_without_ratings_all_are_ranked_together_and_else_compared(lists: bool) 
     few, _ = ask(Adaptive(), Oracle(drawn(4, 2), soft=False, able=lambda shown: shown == 2))
     assert Counter(map(len, flat(few))) == {1: 4, 2: 12}, "of four that cannot be scored, all pairs"
     never, _ = ask(Adaptive(rates=False), judge)
-    assert never == asked[1:]
+    assert never[0] == asked[1] and flat(never) == flat(asked[1:])
 
 
 def test_two_and_three_are_all_compared() -> None:

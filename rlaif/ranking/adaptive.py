@@ -3,9 +3,9 @@
 Each candidate is rated by itself; where the judge cannot give an expected rating (no log-probabilities), or the calls do not
 pay for a rating of each, all are ranked together twice, in an order and in its reverse. From then on it is known who may be the
 best and who the worst, and a duel, a pair in both orders, is asked for only where its outcome is expected to move the choice:
-that is its knowledge gradient (Frazier, Powell and Dayanik 2009, "The knowledge-gradient policy for correlated normal beliefs").
-With the posterior of the strengths N(m, C), a duel of i and j, read as an observation of s_i - s_j with variance r, will move the
-means by
+that is its knowledge gradient (Frazier, Powell and Dayanik 2009, "The knowledge-gradient policy for correlated normal
+beliefs"). With the posterior of the strengths N(m, C), a duel of i and j, read as an observation of s_i - s_j with variance r,
+will move the means by
 
     a Z,   a = C u / sqrt(u'Cu + r),   u = e_i - e_j,   Z ~ N(0, 1),
 
@@ -83,8 +83,7 @@ class Adaptive:
             if not pairs:
                 return
             met.update(pairs)
-            said = yield both_orders(pairs)
-            purse.pay(said)
+            said = yield from in_turn(both_orders(pairs), purse)
             verdicts += filter(None, said)
 
     def _scores(self, count: int, seed: int, purse: Purse) -> Generator[list[Group], Said, list[Verdict]]:

@@ -3,7 +3,7 @@
 What a schedule (`rlaif.types.Schedule`) yields depends on the candidates, the seed and what it was sent, on nothing else. With
 `most` (2 or more), it asks for no more model calls than that, as far as what the ones before took tells.
 
-    Every        all groups of a size in all orders, or some seeded orders of all; under `most` a part that leaves nobody out
+    Every        all groups of a size in all orders, or some seeded orders of all; under `most` a part of them
     RandomPair   one pair, drawn at random
     Elimination  single elimination: who wins a duel goes on, until one is left
     Swiss        each round pairs those who stand next to each other and have not met
@@ -29,7 +29,8 @@ from rlaif.types import Group, Rounds, Said, Verdict
 class Every:
     """Every choice of `arity` candidates (None: all at once) in every order; with `orders`, so many rounds that show everyone.
 
-    With `arity` 1, each alone; with 2, all pairs in both orders; sorted by the first shown, as neighbours then share a prefix.
+    With `arity` 1, each alone; with 2, all pairs in both orders, sorted by the first shown, as neighbours then share a prefix;
+    under `most` whole duels instead, so that a part leaves nobody out.
     """
 
     arity: int | None
@@ -50,12 +51,12 @@ class Every:
             return _circuits(count, min(self.arity or count, count), self.orders, random.Random(seed))[: self.most]
         if self.arity is None or (self.arity >= count and self.arity > 2):
             return [tuple(range(count))]
-        if self.most is not None and self.most < math.perm(count, self.arity):
+        if self.most is not None and (self.arity == 2 or self.most < math.perm(count, self.arity)):
             return self._some(count, random.Random(seed), self.most)
         return list(permutations(range(count), self.arity))
 
     def _some(self, count: int, draw: random.Random, most: int) -> list[Group]:
-        """A seeded part: of pairs, whole duels round a circle, first of neighbours, so that everyone is compared soon."""
+        """A seeded part: of pairs, duels round a circle, first of neighbours, so that everyone is compared soon."""
         if self.arity not in (1, 2):
             return list(dict.fromkeys(_circuits(count, self.arity or count, most, draw)))[:most]
         places = list(range(count))
@@ -172,10 +173,9 @@ class Purse:
         self.left = most
         self._prices: dict[int, int] = {}
 
-    @property
-    def fresh(self) -> bool:
-        """Whether nothing was paid for yet."""
-        return not self._prices
+    def knows(self, shown: int) -> bool:
+        """Whether it was seen what one of so many candidates takes, or a rating."""
+        return shown in self._prices or 1 in self._prices
 
     def pay(self, said: Said) -> None:
         """Takes off what these, all of one size, took. A rating that was not to be had (None) is reckoned as one call.
@@ -205,12 +205,15 @@ class Purse:
 def in_turn(groups: Sequence[Group], purse: Purse) -> Generator[list[Group], Said, Said]:
     """Asks about the groups in this order, as far as the calls go; returns what was said of as many.
 
-    The first of all by itself: it brings the prefix of the others into the endpoint's cache, and shows what they take.
+    The first one by itself, unless ratings came before: it brings the prefix of the others into the endpoint's cache, and shows
+    what they take. A judge that is asked for a bare option and does not give it is then asked for texts: were two the first
+    at once, it would depend on the ledger which of them is asked for what.
     """
     said: list[Verdict | None] = []
     while len(said) < len(groups):
-        count = 1 if purse.fresh else purse.asks(len(groups[0]))
-        if len(groups[0]) == 2 and not purse.fresh:  # no half of a duel
+        shown = len(groups[0])
+        count = purse.asks(shown) if purse.knows(shown) else 1
+        if shown == 2 and purse.knows(shown):  # no half of a duel
             count -= (len(said) + count) % 2
         if count <= 0:
             break
