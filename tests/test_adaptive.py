@@ -106,7 +106,7 @@ def test_what_is_asked_of_a_prompt(room: Room, tmp_path: Path, logprobs: str, n:
 
 @pytest.mark.parametrize("logprobs", LOGPROBS)
 def test_no_prompt_takes_more_calls_than_allowed(new_room: Callable[[], Room], tmp_path: Path, logprobs: str) -> None:
-    for most in (2, 3, 4, 5, 7, 9, 14, 20):
+    for most in (2, 3, 4, 7, 9, 20):
         room = new_room()
         room.set(**LOGPROBS[logprobs])
         said = run(room, tmp_path / str(most), 6, 2, judge_calls=most)
@@ -124,7 +124,7 @@ def test_no_prompt_takes_more_calls_than_allowed(new_room: Callable[[], Room], t
 
 @pytest.mark.parametrize("judge", ["pairwise", "swiss", "elimination", "random-pair", "pointwise", "listwise"])
 def test_other_judges_take_no_more_calls_than_allowed_either(new_room: Callable[[], Room], tmp_path: Path, judge: str) -> None:
-    for logprobs, most in (("given", 7), ("ignored", 7), ("ignored", 12), ("refused", 12), ("held to the options", 13)):
+    for logprobs, most in (("ignored", 7), ("refused", 12), ("held to the options", 13)):
         room, out = new_room(), tmp_path / f"{logprobs}-{most}"
         room.set(**LOGPROBS[logprobs])
         run(room, out, 5, 2, judge=judge, judge_calls=most)
@@ -162,7 +162,7 @@ def test_more_answers_and_more_calls_buy_only_what_is_new(room: Room, tmp_path: 
 
 
 def test_a_dry_run_says_at_least_what_is_asked(new_room: Callable[[], Room], tmp_path: Path) -> None:
-    for n in (2, 5, 8):
+    for n in (2, 8):
         for most in (None, 9):
             for judge in ("adaptive", "swiss"):
                 room, out = new_room(), tmp_path / f"{n}-{most}-{judge}"
@@ -200,8 +200,7 @@ def test_numbers_of_a_run_are_those_of_its_duels(room: Room, tmp_path: Path) -> 
     assert (said["flip_rate"], said["first_shown_rate"]) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("n", [2, 4, 8])
-@pytest.mark.parametrize("logprobs", ["given", "ignored"])
+@pytest.mark.parametrize(("n", "logprobs"), [(2, "given"), (4, "ignored"), (8, "given"), (8, "ignored")])
 def test_a_judge_that_says_nothing_makes_no_labels(new_room: Callable[[], Room], tmp_path: Path, n: int, logprobs: str) -> None:
     for judge, why in (("first", "tied"), ("tie", "tied"), ("unreadable", "no_verdict"), ("contradictory", "no_verdict")):
         room, out = new_room(), tmp_path / judge
