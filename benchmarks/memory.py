@@ -91,7 +91,7 @@ def settings(prompts: Path, out: Path, model: str) -> RunConfig:
 
 def work(prompts: Path, out: Path, model: str) -> None:
     """The process that is measured: the run as the command line does it."""
-    plan = JudgePlan(model, None, lambda answers, ledger, tally: Comparison(answers))  # type: ignore[arg-type]
+    plan = JudgePlan(model, None, Every(None), lambda answers, ledger, tally: Comparison(answers))  # type: ignore[arg-type]
     with speaking("text") as face:
         progress.follow(Run(settings(prompts, out, model), judges=[plan]), face)
 

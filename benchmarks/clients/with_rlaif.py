@@ -23,6 +23,7 @@ from rlaif.errors import CallFailed, StopRun
 from rlaif.jobs import Run
 from rlaif.judges import JudgePlan
 from rlaif.judges.llm import mark_for
+from rlaif.ranking.schedule import Every
 from rlaif.ledger import Ledger
 from rlaif.types import Answers, Candidate, Judge, Prompt, Request, Verdict
 
@@ -33,7 +34,7 @@ class OneCall:
     """Shows all candidates in one call, and has the last two of them compared: the test server's oracle reads these."""
 
     arity: int | None = None
-    orders = 0
+    schedule = Every(None)
     name = digest = "one"
 
     def __init__(self, model: Answers) -> None:
@@ -69,7 +70,7 @@ def one_call(model: str) -> JudgePlan:
         assert answers is not None
         return OneCall(answers)
 
-    return JudgePlan(model, None, build)
+    return JudgePlan(model, None, Every(None), build)
 
 
 def new_run(url: str, prompts: str, out: str, in_flight: int, judge: str = "one") -> Run:
