@@ -209,8 +209,8 @@ def ask(judge: SimulatedJudge, schedule: Schedule, seed: int) -> tuple[list[Verd
     return verdicts, asked
 
 
-def schedules(n: int, form: str) -> dict[str, Schedule]:
-    """All that are compared, `all pairs` first; `adaptive, K calls` are a curve."""
+def schedules(n: int, form: str, *, curves: bool) -> dict[str, Schedule]:
+    """All that are compared, `all pairs` first; with `curves`, some by numbers of calls."""
     rates = form == "soft"
     found: dict[str, Schedule] = {"all pairs": Every(2)}
     if rates:
@@ -219,8 +219,8 @@ def schedules(n: int, form: str) -> dict[str, Schedule]:
     if not rates:
         found["adaptive, rated"] = Adaptive()
     caps = sorted({round(n * times) for times in CAPS} | {default_calls(n)})
-    found |= {f"adaptive, {k} calls": Adaptive(k, rates=rates) for k in caps if k < n * (n - 1)}
-    found |= {f"some pairs, {k} calls": Every(2, most=k) for k in (2 * n, 4 * n) if k < n * (n - 1)}
+    found |= {f"adaptive, {k} calls": Adaptive(k, rates=rates) for k in caps if curves and k < n * (n - 1)}
+    found |= {f"some pairs, {k} calls": Every(2, most=k) for k in (2 * n, 4 * n) if curves and k < n * (n - 1)}
     return found | {"swiss": Swiss(), "elimination": Elimination(), "random pair": RandomPair()}
 
 
@@ -236,7 +236,7 @@ def rows(works: Sequence[Work], only: str | None) -> Iterator[tuple[dict[str, An
     for work in works:
         for form in FORMS:
             reference: Outcome | None = None
-            for name, schedule in schedules(work.n, form).items():
+            for name, schedule in schedules(work.n, form, curves=work.setting == SETTINGS[0].name and form != "drawn").items():
                 if only and name != "all pairs" and only not in name:
                     continue
                 found = outcome(work, form, schedule)
