@@ -23,8 +23,8 @@ from rlaif.errors import CallFailed, StopRun
 from rlaif.jobs import Run
 from rlaif.judges import JudgePlan
 from rlaif.judges.llm import mark_for
-from rlaif.ranking.schedule import Every
 from rlaif.ledger import Ledger
+from rlaif.ranking.schedule import Every
 from rlaif.types import Answers, Candidate, Judge, Prompt, Request, Verdict
 
 _VERDICT = re.compile(r"\[\[([ABC])\]\]")
