@@ -8,7 +8,7 @@ client        An instant server. CPU ms/request: user and system time of rlaif's
               requests: reading prompts, opening the ledger, requests and commits, the ranking, dpo.jsonl. "bare" is an
               aiohttp loop that sends the very same bodies, parses the answers and does nothing else. CPU / bare is the median
               ratio of neighbouring runs. Imports are in neither, but in the wall time of the process; the last row is
-              the `rlaif` command with the judge that it uses by default, its whole process in both columns.
+              the `rlaif` command with the judge `pairwise`, its whole process in both columns.
 alternatives  The same work with distilabel, Curator and NVIDIA Data Designer, each with its own pipeline and without a
               cache, in a virtual environment under --alternatives DIR, where it is installed once. CPU ms/row is of the whole
               process, over prompts.

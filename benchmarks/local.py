@@ -2,8 +2,8 @@
 
 `smollm2`, llama.cpp in this process:
 
-rlaif samples with the model in its own process, and then compares given answers with the default judge. Every request that it
-sends is noted, and a bare aiohttp client sends the same ones, in the same order and with as many in flight, to a server that
+rlaif samples with the model in its own process, and then compares given answers with the judge `pairwise`. Every request that
+it sends is noted, and a bare aiohttp client sends the same ones, in the same order and with as many in flight, to a server that
 is started as rlaif starts its own. Each measurement has a fresh process; the two take turns, and a number is the median.
 
 * samples: 4 answers a prompt in one request, of at most 100 tokens each; the tokens are those generated.

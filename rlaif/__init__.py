@@ -1,6 +1,6 @@
 """Preference data with an AI judge.
 
-    run = rlaif.generate("prompts.jsonl", policy="smollm2", judge="pairwise", out="outputs/first")
+    run = rlaif.generate("prompts.jsonl", policy="smollm2", judge="adaptive", out="outputs/first")
     for record in run: ...          # as they finish; or `async for`
     run.to_dataset()                # a datasets.Dataset, ready for DPO
 
@@ -52,7 +52,7 @@ def generate(
     """Samples candidates and compares them; the run's pairs go to `out`/dpo.jsonl.
 
     `prompts` is a path, or rows as in a file: texts, lists of messages, or dicts with `prompt`. `settings` are those of
-    `RunConfig` (n, temperature, max_tokens, judge_model, constitution, ...); the judge is "pairwise" where none is given.
+    `RunConfig` (n, temperature, max_tokens, judge_model, constitution, ...); the judge is "adaptive" where none is given.
     Raises InputError when it is iterated if something is wrong, before anything is spent.
     """
     return _run("generate", prompts, out, judge, {"policy": policy, **settings})

@@ -272,7 +272,10 @@ class Schedule(Protocol):
         """What to ask about the candidates `ids`, two or more (of a judge that is shown one: one or more)."""
 
     def calls(self, count: int) -> Counter[int]:
-        """At most how many groups of each size are asked about, of `count` candidates. Fewer than two need none."""
+        """At most how many groups of each size are asked about, of `count` candidates, if what is said of them can be read.
+
+        Fewer than two need none.
+        """
 
 
 class Judge(Protocol):

@@ -227,7 +227,7 @@ def test_the_run_stops_after_the_checks_and_goes_on_when_the_judge_is_accepted(t
 def test_a_sound_judge_is_checked_once_and_a_function_never(tmp_path):
     go(tmp_path, judge="fake/oracle")
     said = summary(tmp_path / "out")
-    assert said["checks"]["calls"] == {"judge": 11, "reused": 0} and said["calls"]["judge"] == 36
+    assert said["checks"]["calls"] == {"judge": 11, "reused": 0} and said["calls"]["judge"] == 3 * 8
     assert said["checks"]["judges"][0]["degenerate"] is None
     rlaif("doctor", tmp_path / "out")
     go(tmp_path, "--out", tmp_path / "plain", "--judge", "shortest.py:shortest")

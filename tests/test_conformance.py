@@ -15,7 +15,7 @@ from rlaif.templates import data_dir, read_yaml
 from rlaif.testing import EXAMPLES, check_judge
 
 JUDGES = data_dir() / "judges"
-LLM = [p.stem for p in sorted(JUDGES.glob("*.yaml")) if read_yaml(p)["kind"] in KINDS]
+LLM = [p.stem for p in sorted(JUDGES.glob("*.yaml")) if read_yaml(p)["kind"] in ("adaptive", *KINDS)]
 FUNCTIONS = [f"judges/{p.name}:{p.stem}" for p in sorted(JUDGES.glob("*.py"))]
 
 
@@ -27,7 +27,7 @@ def test_every_shipped_judge_holds(judge):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("principles", ["sampled", "each"])
-@pytest.mark.parametrize("judge", ["pairwise", "pointwise", "listwise"])
+@pytest.mark.parametrize("judge", ["adaptive", "pairwise", "pointwise", "listwise"])
 def test_llm_judges_hold_in_every_mode_of_the_constitution(judge, principles):
     assert check_judge(judge, principles=principles, constitution="reasoning")
 

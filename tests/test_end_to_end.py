@@ -70,7 +70,8 @@ def run(new_room: NewRoom, tmp_path_factory: pytest.TempPathFactory) -> Finished
     """Six prompts, four samples each, every pair judged in both orders."""
     room, folder = new_room(), tmp_path_factory.mktemp("finished")
     prompts = write_prompts(folder / "prompts.jsonl", 6)
-    said = rlaif("generate", prompts, "--policy", room.model(), "--out", folder / "run", OPENAI_API_KEY="sk-test-secret").stdout
+    asked = ["--policy", room.model(), "--judge", "pairwise", "--out", folder / "run"]
+    said = rlaif("generate", prompts, *asked, OPENAI_API_KEY="sk-test-secret").stdout
     return Finished(room, prompts, folder / "run", said)
 
 
@@ -715,4 +716,4 @@ def test_gzipped_prompts_and_a_base_url_from_the_environment(room: Room, tmp_pat
     path = tmp_path / "p.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps({"prompt": "Why?"}).encode()))
     rlaif("generate", path, "--policy", "openai/m", "--out", tmp_path / "run", OPENAI_BASE_URL=room.url)
-    assert room.calls() == (1, 12)
+    assert room.calls() == (1, 8), "by default four ratings and two duels"

@@ -105,7 +105,7 @@ class LlmJudge:
         self._text_grammar = Grammar.of(forms.text.front, forms.text.name)
         self._scale = KINDS[forms.kind][2]
         self._disarm = Disarm(model.specials)
-        self._memory: _Memory = _Memory(forms.token is not None) if beside is None else beside._memory
+        self._memory: _Memory = _Memory() if beside is None else beside._memory
         self._told = False
         self.given = self.missing_in_a_row = 0  # replies with log-probabilities, and the last ones without
 
@@ -126,7 +126,7 @@ class LlmJudge:
         ask = self._question(prompt, shown, among)
         known = Verdict(self.name, ids, None, principle=ask.principle.id if ask.principle else None, weight=self._weight)
         try:
-            found = await self._by_token(ask) if self._memory.logprobs else None
+            found = await self._by_token(ask) if self._token_grammar is not None and self._memory.logprobs else None
             if found is not None:
                 return replace(known, scores=found[0], scale=found[1], calls=ask.calls)
             if not as_text:
@@ -204,6 +204,7 @@ class LlmJudge:
             if error.kind != "logprobs":
                 raise
             self._memory.logprobs = False  # refused once is refused for every call
+            ask.calls -= 1  # what is refused is no call: how many there were would depend on when
             self._fall_back(str(error))
             return None
         except CallFailed as error:
@@ -295,7 +296,7 @@ def _conversation(prompt: Prompt, mark: str) -> str:
 class _Memory:
     """What is known of the model and of the prompts, lately: whether their first call had the options' probabilities."""
 
-    logprobs: bool
+    logprobs: bool = True
     first: dict[tuple[int, str], bool | None] = field(default_factory=dict)
     marks: dict[tuple[int | str, ...], str] = field(default_factory=dict)
 
@@ -304,7 +305,7 @@ class _Memory:
 class _Question:
     """What a judge asks about some answers, before it has the form of a template. `texts` are to be judged.
 
-    `calls` is how often it has been put into a form: each is asked.
+    `calls` is how often it has been put into a form and not been refused: each is asked.
     """
 
     ordinal: int

@@ -109,7 +109,7 @@ class OpenAI:
                         raise self._endpoint.stop(StopRun("config", said)) from None
                     raise CallFailed("bad_request", str(rejected)) from None
             else:
-                self._accepted[role] += 1
+                self._accepted["judge" if role == "letter" else role] += 1
                 self.oddities.note(reply)
                 if self._strict and reply.model != self._served_as:
                     said = f"{self.name} was asked for {self._served_as!r} and answers as {reply.model!r} (strict_model)"

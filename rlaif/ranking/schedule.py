@@ -1,9 +1,9 @@
 """Which candidates a judge is shown together, in which order, and after which verdicts.
 
 What a schedule (`rlaif.types.Schedule`) yields depends on the candidates, the seed and what it was sent, on nothing else. With
-`most`, it asks for no more model calls than that, as far as what the first ones took tells.
+`most` (2 or more), it asks for no more model calls than that, as far as what the ones before took tells.
 
-    Every        all groups of a size in all orders, or some seeded orders of all; under `most` a part that leaves nobody out
+    Every        all groups of a size in all orders, or some seeded orders of all; under `most` a part of them
     RandomPair   one pair, drawn at random
     Elimination  single elimination: who wins a duel goes on, until one is left
     Swiss        each round pairs those who stand next to each other and have not met
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -29,7 +29,8 @@ from rlaif.types import Group, Rounds, Said, Verdict
 class Every:
     """Every choice of `arity` candidates (None: all at once) in every order; with `orders`, so many rounds that show everyone.
 
-    With `arity` 1, each alone; with 2, all pairs in both orders; sorted by the first shown, as neighbours then share a prefix.
+    With `arity` 1, each alone; with 2, all pairs in both orders, sorted by the first shown, as neighbours then share a prefix;
+    under `most` whole duels instead, so that a part leaves nobody out.
     """
 
     arity: int | None
@@ -37,39 +38,33 @@ class Every:
     most: int | None = None
 
     def rounds(self, ids: Sequence[str], seed: int) -> Rounds:
-        """The first group by itself, which brings the prefix of the others into the endpoint's cache, then the others."""
-        first, *others = self.groups(len(ids), seed)
-        said = yield [first]
-        if self.most is not None:
-            others = others[: self.most // calls_of(said) - 1]
-        if others:
-            yield others
+        """See `Schedule`."""
+        yield from in_turn(self.groups(len(ids), seed), Purse(self.most))
 
     def calls(self, count: int) -> Counter[int]:
         """See `Schedule`."""
         return Counter(map(len, self.groups(count, 0))) if count > 1 else Counter()
 
     def groups(self, count: int, seed: int) -> list[Group]:
-        """All that is asked about, whatever is said."""
+        """All that is to be asked about, in this order if it has to be cut."""
         if self.orders:
             return _circuits(count, min(self.arity or count, count), self.orders, random.Random(seed))[: self.most]
         if self.arity is None or (self.arity >= count and self.arity > 2):
             return [tuple(range(count))]
-        if self.most is not None and self.most < math.perm(count, self.arity):
+        if self.most is not None and (self.arity == 2 or self.most < math.perm(count, self.arity)):
             return self._some(count, random.Random(seed), self.most)
         return list(permutations(range(count), self.arity))
 
     def _some(self, count: int, draw: random.Random, most: int) -> list[Group]:
-        """A seeded part: of pairs, whole duels round a circle, first of neighbours, so that everyone is compared soon."""
+        """A seeded part: of pairs, duels round a circle, first of neighbours, so that everyone is compared soon."""
+        if self.arity not in (1, 2):
+            return list(dict.fromkeys(_circuits(count, self.arity or count, most, draw)))[:most]
         places = list(range(count))
         draw.shuffle(places)
-        if self.arity == 2:
-            circle = [(places[k], places[(k + step) % count]) for step in range(1, count // 2 + 1) for k in range(count)]
-            pairs = list(dict.fromkeys((min(pair), max(pair)) for pair in circle))[: most // 2]
-            return sorted(both_orders(pairs))
         if self.arity == 1:
             return sorted((place,) for place in places[:most])
-        return [tuple(draw.sample(places, self.arity or count)) for _ in range(most)]
+        circle = [(places[k], places[(k + step) % count]) for step in range(1, count // 2 + 1) for k in range(count)]
+        return both_orders(list(dict.fromkeys((min(pair), max(pair)) for pair in circle))[: most // 2])
 
 
 def _circuits(count: int, size: int, orders: int, draw: random.Random) -> list[Group]:
@@ -100,7 +95,7 @@ class RandomPair:
     def rounds(self, ids: Sequence[str], seed: int) -> Rounds:
         """See `Schedule`."""
         one, other = random.Random(seed).sample(range(len(ids)), 2)
-        yield both_orders([(one, other)])
+        yield from in_turn(both_orders([(one, other)]), Purse(self.most))
 
     def calls(self, count: int) -> Counter[int]:
         """See `Schedule`."""
@@ -118,12 +113,13 @@ class Elimination:
         left = list(range(len(ids)))
         random.Random(seed).shuffle(left)
         purse = Purse(self.most)
-        while len(left) > 1 and purse.duels():
-            pairs = list(zip(left[::2], left[1::2], strict=False))[: purse.duels()]
-            said = yield both_orders(pairs)
-            purse.pay(said)
-            won = [pair[0] if _won(ids, pair, two) >= 0.0 else pair[1] for pair, two in zip(pairs, _twos(said), strict=True)]
-            left = won + left[2 * len(pairs) :]
+        while len(left) > 1:
+            pairs = list(zip(left[::2], left[1::2], strict=False))
+            said = yield from in_turn(both_orders(pairs), purse)
+            won = [pair[0] if _won(ids, pair, two) >= 0.0 else pair[1] for pair, two in zip(pairs, _twos(said), strict=False)]
+            if not won:
+                return
+            left = won + left[2 * len(won) :]
 
     def calls(self, count: int) -> Counter[int]:
         """See `Schedule`."""
@@ -146,12 +142,11 @@ class Swiss:
             if number:
                 means, _ = posterior.of_one(ids, verdicts)
                 order.sort(key=lambda place: -means[place])
-            pairs = _neighbours(order, met)[: purse.duels()]
-            if not pairs:
+            pairs = _neighbours(order, met)
+            said = yield from in_turn(both_orders(pairs), purse)
+            if not said:
                 return
             met.update(map(frozenset, pairs))
-            said = yield both_orders(pairs)
-            purse.pay(said)
             verdicts += filter(None, said)
 
     def calls(self, count: int) -> Counter[int]:
@@ -172,29 +167,60 @@ def _neighbours(order: Sequence[int], met: set[frozenset[int]]) -> list[tuple[in
 
 
 class Purse:
-    """How many more calls a prompt may take; None: any number."""
+    """How many more calls a prompt may take, `left`; None: any number."""
 
     def __init__(self, most: int | None) -> None:
-        self._left, self._price = most, 1
+        self.left = most
+        self._prices: dict[int, int] = {}
+
+    def knows(self, shown: int) -> bool:
+        """Whether it was seen what one of so many candidates takes, or a rating."""
+        return shown in self._prices or 1 in self._prices
 
     def pay(self, said: Said) -> None:
-        """Takes off what these took; a later one is reckoned to take as many calls as the dearest so far."""
-        self._price = max(self._price, calls_of(said))
-        if self._left is not None:
-            self._left -= sum(1 if v is None else v.calls for v in said)
+        """Takes off what these, all of one size, took. A rating that was not to be had (None) is reckoned as one call.
 
-    def asks(self) -> int:
-        """How many more groups may be asked about."""
-        return 2**31 if self._left is None else max(0, self._left // self._price)
+        It may have been none, where it is known by then that the model refuses: what is asked must not depend on when.
+        """
+        took = [1 if v is None else v.calls for v in said]
+        if self.left is not None:
+            self.left = max(0, self.left - sum(took))
+        self._prices[next((len(v.shown) for v in said if v is not None), 1)] = max(took)
+
+    def asks(self, shown: int) -> int:
+        """How many more groups of so many candidates may be asked about.
+
+        One is reckoned to take as many calls as the dearest of its size that was paid for last; before the first of a size, as
+        a rating; before that two, for a bare option and a text.
+        """
+        if self.left is None:
+            return 2**31
+        return self.left // self._prices.get(shown, self._prices.get(1, 2))
 
     def duels(self) -> int:
         """How many more pairs may be asked about in both orders."""
-        return self.asks() // 2
+        return self.asks(2) // 2
 
 
-def calls_of(said: Said) -> int:
-    """The most calls that one of these took."""
-    return max((v.calls for v in said if v is not None), default=1)
+def in_turn(groups: Sequence[Group], purse: Purse) -> Generator[list[Group], Said, Said]:
+    """Asks about the groups in this order, as far as the calls go; returns what was said of as many.
+
+    The first one by itself, unless ratings came before: it brings the prefix of the others into the endpoint's cache, and shows
+    what they take. A judge that is asked for a bare option and does not give it is then asked for texts: were two the first
+    at once, it would depend on the ledger which of them is asked for what.
+    """
+    said: list[Verdict | None] = []
+    while len(said) < len(groups):
+        shown = len(groups[0])
+        count = purse.asks(shown) if purse.knows(shown) else 1
+        if shown == 2 and purse.knows(shown):  # no half of a duel
+            count -= (len(said) + count) % 2
+        if count <= 0:
+            break
+        found = yield list(groups[len(said) : len(said) + count])
+        purse.pay(found)
+        said += found
+    return said
 
 
 def both_orders(pairs: Iterable[tuple[int, int]]) -> list[Group]:
