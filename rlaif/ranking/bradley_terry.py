@@ -25,6 +25,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlaif.ranking.evidence import KINDS, Slope, slope
 from rlaif.ranking.games import Games
@@ -36,9 +37,10 @@ from rlaif.types import Ranking, Record, Verdict
 POSITION_SD = 2.0
 DISCRIMINATION_SD = 0.5
 RELIABILITY_SD = 1.0
-_CLOSE, _CLOSE_ENOUGH = 1e-7, 1e-4
+_CLOSE, _CLOSE_ENOUGH = 1e-7, 3e-3
 _MOST_STEPS, _MOST_PASSES = 50, 3
 _LONGEST_STEP = 0.5
+_FLATTEST = 0.1
 _EQUAL = 1e-9
 _HELD_BYTES = 2**20
 CHUNK_SIZE = 2**17
@@ -91,23 +93,30 @@ def _pooled(games: Games) -> Parameters:
     free = _free(games)
     if not free.any():
         return parameters
-    heads = [(games.head, _CLOSE if games.head is None else _CLOSE_ENOUGH, _MOST_STEPS)]
+    search = _Search(free)
+    for _ in range(_MOST_STEPS):
+        parameters, step = search.step(parameters, _total(games, parameters, games.head))
+        if step < (_CLOSE if games.head is None else _CLOSE_ENOUGH):
+            break
     if games.head is not None:
-        heads.append((None, _CLOSE_ENOUGH, _MOST_PASSES))
-    for most, close, steps in heads:
-        for _ in range(steps):
-            total = _of_priors(parameters)
-            for block in games.blocks(most):
-                if block.games or block.rated:
-                    total += slope(block, parameters, settle(block, parameters))
-            step = _newton(total, free)
-            parameters = _moved(parameters, step)
-            if np.abs(step).max() < close:
+        search.restart()
+        for _ in range(_MOST_PASSES):
+            parameters, step = search.step(parameters, _total(games, parameters))
+            if step < _CLOSE_ENOUGH:
                 break
     return parameters
 
 
-def _free(games: Games) -> Floats:
+def _total(games: Games, parameters: Parameters, most: int | None = None) -> Slope:
+    """The gradient and the information of the first chunks and of the priors."""
+    total = _of_priors(parameters)
+    for block in games.blocks(most):
+        if block.games or block.rated:
+            total += slope(block, parameters, settle(block, parameters))
+    return total
+
+
+def _free(games: Games) -> NDArray[np.bool_]:
     """Which parameters can be known, in the order of `evidence`."""
     free = np.zeros((KINDS, len(games.instruments)), dtype=bool)
     for (_, form), number in games.instruments.items():
@@ -124,13 +133,45 @@ def _of_priors(parameters: Parameters) -> Slope:
     return Slope(-precision * apart, np.diag(precision))
 
 
-def _newton(total: Slope, free: Floats) -> Floats:
-    """The step of the parameters; where the evidence is not concave it goes up all the same, and it is never long."""
-    step = np.zeros(len(free))
-    values, vectors = np.linalg.eigh(total.information[np.ix_(free, free)])
-    values = np.maximum(np.abs(values), 0.1)
-    step[free] = vectors @ ((vectors.T @ total.gradient[free]) / values)
-    return step * min(1.0, _LONGEST_STEP / max(float(np.abs(step).max()), _LONGEST_STEP))
+class _Search:
+    """Newton's method on the `free` parameters, with the information corrected by how the gradient has changed.
+
+    The correction is the symmetric one of Powell (1970). Where the evidence is not concave a step goes up all the same, and
+    it is never long.
+    """
+
+    def __init__(self, free: NDArray[np.bool_]) -> None:
+        self._free = np.flatnonzero(free)
+        self._corrected = np.zeros((len(self._free), len(self._free)))
+        self._last: tuple[Floats, Floats] | None = None
+        self._size = 0.0
+        self._restarted = False
+
+    def restart(self) -> None:
+        """From here on there are more data."""
+        self._last, self._restarted = None, True
+
+    def step(self, parameters: Parameters, total: Slope) -> tuple[Parameters, float]:
+        """The parameters after a step, and its largest part."""
+        gradient, information = total.gradient[self._free], total.information[np.ix_(self._free, self._free)]
+        if self._restarted:
+            self._corrected *= max(float(np.trace(information)) / self._size, 1.0)
+            self._restarted = False
+        self._size = float(np.trace(information))
+        if self._last is not None:
+            moved, before = self._last
+            left = before - gradient - (information + self._corrected) @ moved
+            square = float(moved @ moved)
+            self._corrected += (np.outer(left, moved) + np.outer(moved, left)) / square
+            self._corrected -= float(left @ moved) / square**2 * np.outer(moved, moved)
+        values, vectors = np.linalg.eigh(information + self._corrected)
+        moved = vectors @ ((vectors.T @ gradient) / np.maximum(np.abs(values), _FLATTEST))
+        longest = float(np.abs(moved).max())
+        moved *= min(1.0, _LONGEST_STEP / max(longest, _LONGEST_STEP))
+        self._last = (moved, gradient) if longest > 0.0 else None
+        step = np.zeros(len(total.gradient))
+        step[self._free] = moved
+        return _moved(parameters, step), longest
 
 
 def _moved(parameters: Parameters, step: Floats) -> Parameters:

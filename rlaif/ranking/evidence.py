@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlaif.ranking.propagation import Parameters, Posterior, cells_of, centred, laplacian, levelled, shares, weighed
 from rlaif.ranking.reading import Block, Floats, Rated, sums
@@ -38,19 +39,34 @@ def slope(block: Block, parameters: Parameters, found: Posterior) -> Slope:
     gradient, information = np.zeros(KINDS * count), np.zeros((KINDS * count, KINDS * count))
     pulls: dict[int, Floats] = {}
     bends: dict[int, Floats] = {}
-    for part in (*_of_games(block, parameters, found), *(_of_ratings(r, parameters, found) for r in block.rated)):
+    scatter = _scatter(block, parameters, found)
+    for part in (
+        *_of_games(block, parameters, found, scatter),
+        *(_of_ratings(r, parameters, found, scatter) for r in block.rated),
+    ):
         at = [kind * count + part.instrument for kind in part.kinds]
         gradient[at] += part.gradient
         information[np.ix_(at, at)] += part.information
         pulls.update(zip(at, part.pulls, strict=True))
         bends.update(zip(at, part.bends, strict=True))
-    for k, l in combinations_with_replacement(pulls, 2):
-        shared = np.vdot(pulls[k], (found.covariance @ pulls[l][:, :, None])[:, :, 0])
-        shared += 0.5 * np.vdot(bends[k], bends[l].transpose(0, 2, 1))
-        information[k, l] -= shared
-        if k != l:
-            information[l, k] -= shared
+    for one, other in combinations_with_replacement(pulls, 2):
+        shared = np.vdot(pulls[one], (found.covariance @ pulls[other][:, :, None])[:, :, 0])
+        shared += 0.5 * np.vdot(bends[one], bends[other].transpose(0, 2, 1))
+        information[one, other] -= shared
+        if one != other:
+            information[other, one] -= shared
     return Slope(gradient, information)
+
+
+def _scatter(block: Block, parameters: Parameters, found: Posterior) -> Floats:
+    """C D C of each prompt (prompts, n, n) for the covariance C and D, the precision that the draws' scatter would have."""
+    weight = np.zeros(len(block.one))
+    for layer in block.layers:
+        weight[: len(layer.scatter)] += parameters.discrimination[layer.instrument] ** 2 * layer.scatter
+    if not weight.any():
+        return np.zeros_like(found.covariance)
+    scatter = laplacian(block.one, block.other, weight, block.size)
+    return np.asarray(found.covariance @ scatter @ found.covariance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,36 +84,44 @@ class _Part:
     bends: Sequence[Floats]
 
 
-def _of_games(block: Block, parameters: Parameters, found: Posterior) -> Iterator[_Part]:
+def _of_games(block: Block, parameters: Parameters, found: Posterior, scatter: Floats) -> Iterator[_Part]:
     """Position and discrimination of every instrument of pairs or lists."""
     if not len(block.one):
         return
     cells, nodes = cells_of(block.layers, parameters), found.nodes()
     weight, _ = weighed(cells, block.precision, block.shift, found)
     apart = nodes - (weight * nodes).sum(axis=1, keepdims=True)
-    instruments = np.unique(np.concatenate([np.unique(layer.instrument) for layer in block.layers]))
-    for instrument in instruments.tolist():
-        score, curvature = np.zeros((2, *nodes.shape)), np.zeros((2, 2))
+    n, one, other = block.n, block.one, block.other
+    flat, own = scatter.ravel(), scatter.reshape(-1, n * n)[:, :: n + 1].ravel()
+    loss = 0.5 * (own[one] + own[other] - 2.0 * flat[one * n + other % n])
+    for instrument in np.unique(np.concatenate([layer.instrument for layer in block.layers])).tolist():
+        score, curvature, scattered = np.zeros((2, *nodes.shape)), np.zeros((2, 2)), 0.0
         for layer, cell in zip(block.layers, cells, strict=True):
-            mine = np.flatnonzero(layer.instrument == instrument)
-            if not len(mine):
-                continue
+            mine = _places(layer.instrument == instrument)
             tilt, order = nodes[mine] * cell.slope[mine, None], layer.order[mine, None]
             p = 0.5 * (1.0 + np.tanh(0.5 * (tilt + cell.offset[mine, None])))
             surprise = cell.wins[mine, None] - cell.total[mine, None] * p
-            p *= (1.0 - p) * cell.total[mine, None] * weight[mine]
+            bend = p * (1.0 - p) * cell.total[mine, None] * weight[mine]
             score[0, mine] += order * surprise
             surprise *= tilt
             score[1, mine] += surprise
-            curvature[0, 0] += (p * order**2).sum()
-            curvature[0, 1] += (p * order * tilt).sum()
-            curvature[1, 1] += (p * tilt**2).sum() - (weight[mine] * surprise).sum()
+            curvature[0] += (bend * order**2).sum(), (bend * order * tilt).sum()
+            curvature[1, 1] += (bend * tilt**2).sum() - (weight[mine] * surprise).sum()
+            sharper = (bend * (2.0 + (1.0 - 2.0 * p) * tilt)).sum(axis=1)
+            gained = layer.scatter[mine] * found.variance[mine] - sharper * loss[mine]
+            scattered += float((cell.slope[mine] ** 2 * gained).sum())
         curvature[1, 0] = curvature[0, 1]
         mean, (slopes, curves), within = _parabolas(score, weight, apart)
-        size = block.size[0] * block.n
-        pulls = [(sums(block.one, c, size) - sums(block.other, c, size)).reshape(block.size) for c in slopes]
-        bends = [laplacian(block.one, block.other, c, block.size) @ found.covariance for c in curves]
-        yield _Part(instrument, (0, 1), mean.sum(axis=1), curvature - within, pulls, bends)
+        size = block.size[0] * n
+        pulls = [(sums(one, c, size) - sums(other, c, size)).reshape(block.size) for c in slopes]
+        bends = [laplacian(one, other, c, block.size) @ found.covariance for c in curves]
+        gradient = mean.sum(axis=1) + np.array([0.0, scattered])
+        yield _Part(instrument, (0, 1), gradient, curvature - within, pulls, bends)
+
+
+def _places(yes: NDArray[np.bool_]) -> slice | NDArray[np.intp]:
+    """Where it is true; all of the first ones as a slice, which copies nothing."""
+    return slice(len(yes)) if yes.all() else np.flatnonzero(yes)
 
 
 def _parabolas(score: Floats, weight: Floats, apart: Floats) -> tuple[Floats, Floats, Floats]:
@@ -110,23 +134,25 @@ def _parabolas(score: Floats, weight: Floats, apart: Floats) -> tuple[Floats, Fl
     slopes = (weight * score * apart).sum(axis=2) / spread
     curves = (weight * score * square).sum(axis=2) / np.maximum((weight * square**2).sum(axis=1), 1e-300)
     score -= slopes[:, :, None] * apart + curves[:, :, None] * square
-    within = np.einsum("ksx,lsx,sx->kl", score, score, weight, optimize=True)
+    within = (score * weight).reshape(len(score), -1) @ score.reshape(len(score), -1).T
     return mean, np.stack([slopes, 2.0 * curves]), np.asarray(within)
 
 
-def _of_ratings(rated: Rated, parameters: Parameters, found: Posterior) -> _Part:
+def _of_ratings(rated: Rated, parameters: Parameters, found: Posterior, scatter: Floats) -> _Part:
     """The reliability r: the log-likelihood is - (k - 1) / 2 log(1 - r) - |z - sqrt(r) s / 2|^2 / 2 / (1 - r), both centred."""
     r, weight = float(parameters.reliability[rated.instrument]), rated.weight
     z = centred(levelled(rated, float(parameters.scale[rated.instrument])), weight)
     half = 0.5 * centred(found.mean, weight)
     free = float(np.maximum((weight > 0.0).sum(axis=1) - 1, 0).sum())
     precision = weight[:, :, None] * (np.eye(weight.shape[1]) - shares(weight)[:, None, :])
-    bend = (-0.25 * r / (1 - r) * precision) @ found.covariance
-    spread = 0.25 * float(np.vdot(precision, found.covariance))
+    precision *= 0.25 * r / (1 - r)
+    bend = -precision @ found.covariance
+    spread = (1 - r) / r * float(np.vdot(precision, found.covariance))
     fit, square = float((weight * z * half).sum()), float((weight * half**2).sum()) + spread
     root = r**0.5
     misfit = float((weight * z**2).sum()) - 2 * root * fit + r * square
     gradient = 0.5 * free * r - 0.5 * misfit * r / (1 - r) + 0.5 * root * (fit - root * square)
+    gradient -= 0.5 * float(np.vdot(precision, scatter))
     pull = 0.5 * weight * (root * r / (1 - r) * (z - root * half) + 0.5 * root * (z - 2 * root * half))
     information = 0.25 * r * (1 - r) * square + 0.5 * free * r**2
     return _Part(rated.instrument, (2,), np.array([gradient]), np.array([[information]]), [pull], [bend])

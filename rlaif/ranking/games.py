@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rlaif.ranking.reading import MEDIAN_GAP, Block, Floats, Instrument, Layer, Ranked, Rated, Reader
 
 _MOST_GAPS = 2**16
-_HEAD = 20_000
+_HEAD = 100_000
 
 
 class Games:
@@ -23,7 +23,7 @@ class Games:
 
     `instruments` are numbered as they are heard; `both_orders` are those that were read in both orders of some pair: of no
     other can it be known what the first place is worth to them. `repeated`: see `Reader`. `scale` is each one's robust
-    standard deviation of ratings within a prompt, 1 where there is none. `head` chunks hold the first 20,000 games or so,
+    standard deviation of ratings within a prompt, 1 where there is none. `head` chunks hold the first 100,000 games or so,
     however the rest is cut; it is None where that is all.
     """
 
@@ -97,8 +97,8 @@ class Games:
             read = bytearray(self._file.read(dtype.itemsize * int(np.prod(shape))))
             parts.append(np.frombuffer(read, dtype=dtype).reshape(shape))
         precision, shift, prompts, one, other, heads, *rest = parts
-        layers = tuple(Layer(*rest[k : k + 4]) for k in range(0, len(rest) - 2 * len(heads), 4))
-        ends = rest[4 * len(layers) :]
+        layers = tuple(Layer(*rest[k : k + 5]) for k in range(0, len(rest) - 2 * len(heads), 5))
+        ends = rest[5 * len(layers) :]
         rated = tuple(Rated(int(number), *ends[2 * k : 2 * k + 2]) for k, number in enumerate(heads))
         return Block(prompts, place.n, one, other, layers, rated, precision, shift)
 
@@ -116,7 +116,7 @@ def _parts(block: Block) -> Iterator[NDArray[Any]]:
     yield from (block.precision, block.shift, block.prompts, block.one, block.other)
     yield np.array([rated.instrument for rated in block.rated], dtype=np.int32)
     for layer in block.layers:
-        yield from (layer.instrument, layer.order, layer.wins, layer.total)
+        yield from (layer.instrument, layer.order, layer.wins, layer.total, layer.scatter)
     for rated in block.rated:
         yield from (rated.ratings, rated.weight)
 
