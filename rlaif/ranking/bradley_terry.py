@@ -43,7 +43,7 @@ _LONGEST_STEP = 0.5
 _FLATTEST = 0.1
 _EQUAL = 1e-9
 _HELD_BYTES = 2**20
-CHUNK_SIZE = 2**17
+CHUNK_SIZE = 2**14
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,14 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.ranking.propagation import Parameters, Posterior, cells_of, settle, surplus, weighed
+from rlaif.ranking.propagation import Parameters, Posterior, cells_of, settle, surplus
 from rlaif.ranking.reading import MEDIAN_GAP, Block, Floats, Rated, Reader
 from rlaif.types import Verdict
 
 _PRIOR_RATINGS = 4
-_NODES, _MASSES = np.polynomial.legendre.leggauss(20)
+_NODES, _MASSES = np.polynomial.legendre.leggauss(16)
 _NODES, _MASSES = 0.5 * (_NODES + 1.0), 0.5 * _MASSES
-_REACH = 46.0
+_REACH = 7.0
 
 
 def of_one(
@@ -80,15 +80,14 @@ def win_probabilities(block: Block, parameters: Parameters, found: Posterior) ->
 
 
 def _met(block: Block, parameters: Parameters, found: Posterior) -> Floats:
-    """P(one better than other) of each site, by quadrature over the tail beyond equality, the lighter one."""
-    cells = cells_of(block.layers, parameters)
-    _, log_mass = weighed(cells, block.precision, block.shift, found)
-    deviation = np.sqrt(found.variance)
-    start = np.abs(found.gap) / deviation
-    length = np.sqrt(start**2 + _REACH) - start
-    away = start[:, None] + length[:, None] * _NODES
-    side = np.where(found.gap < 0.0, -1.0, 1.0)
-    gaps = found.gap[:, None] - (side * deviation)[:, None] * away
-    height = surplus(cells, block.precision, block.shift, gaps) - log_mass[:, None] - 0.5 * away**2
-    tail = np.exp(height) @ _MASSES * length / math.sqrt(2.0 * math.pi)
-    return np.where(found.gap < 0.0, tail, 1.0 - tail)
+    """P(one better than other) of each site, by quadrature on either side of equality: of equals exactly 1/2."""
+    cells, deviation = cells_of(block.layers, parameters), np.sqrt(found.variance)
+    apart = (np.abs(found.gap) + _REACH * deviation)[:, None] * _NODES
+    heights = []
+    for gaps in (apart, -apart):
+        height = surplus(cells, block.precision, block.shift, gaps)
+        height -= 0.5 * ((gaps - found.gap[:, None]) / deviation[:, None]) ** 2
+        heights.append(height)
+    top = np.maximum(heights[0].max(axis=1, initial=-np.inf), heights[1].max(axis=1, initial=-np.inf))[:, None]
+    above, below = (np.exp(height - top) @ _MASSES for height in heights)
+    return np.asarray(above / (above + below))
