@@ -9,7 +9,13 @@ all prompts. They maximise the evidence of all verdicts, the strengths integrate
     log-odds of r ~ N(those of 0.75, 1), the reliability, of every instrument of ratings that stands beside another one
 
 and are b = 0, a = 1, r = 0.75 for others: of those they cannot be known. A judge that contradicts itself gets a small a, and
-all that it says a probability near one half. Judges of a jury weigh as much as they are worth, and more evidence is more.
+all that it says a probability near one half. Judges of a jury weigh as much as they are worth, and more evidence is more. No
+judge is held to be better than two of the prior's standard deviations above its middle (a = 2.7, r = 0.96): one that always
+repeats itself may as well repeat an error.
+
+A probability counts as the mean of a draw that was not made. Strengths follow from means alone; but the evidence for a and r
+lies in how draws scatter, and means do not: taken as they are they ask for a too small and r too large. So these maximise the
+log evidence expected over the draws, to the second order: `evidence`.
 
 Fitted by Newton's method on sums over the prompts, taken chunk by chunk from a file. The first games alone give the start:
 then two or three passes do, and one more gives the posteriors.
@@ -22,7 +28,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +42,7 @@ from rlaif.types import Ranking, Record, Verdict
 POSITION_SD = 2.0
 DISCRIMINATION_SD = 0.5
 RELIABILITY_SD = 1.0
+_BEST = 2.0
 _CLOSE, _CLOSE_ENOUGH = 1e-7, 3e-3
 _MOST_STEPS, _MOST_PASSES = 50, 3
 _LONGEST_STEP = 0.5
@@ -126,11 +132,8 @@ def _free(games: Games) -> NDArray[np.bool_]:
 
 
 def _of_priors(parameters: Parameters) -> Slope:
-    apart = np.concatenate(
-        [parameters.position, np.log(parameters.discrimination), _log_odds(parameters.reliability) - _log_odds(RELIABILITY)]
-    )
     precision = np.repeat([POSITION_SD**-2, DISCRIMINATION_SD**-2, RELIABILITY_SD**-2], len(parameters.position))
-    return Slope(-precision * apart, np.diag(precision))
+    return Slope(-precision * _vector(parameters), np.diag(precision))
 
 
 class _Search:
@@ -141,48 +144,54 @@ class _Search:
     """
 
     def __init__(self, free: NDArray[np.bool_]) -> None:
-        self._free = np.flatnonzero(free)
-        self._corrected = np.zeros((len(self._free), len(self._free)))
+        self._free = free
+        self._corrected = np.zeros((len(free), len(free)))
         self._last: tuple[Floats, Floats] | None = None
         self._size = 0.0
-        self._restarted = False
 
     def restart(self) -> None:
         """From here on there are more data."""
-        self._last, self._restarted = None, True
+        self._last = None
 
     def step(self, parameters: Parameters, total: Slope) -> tuple[Parameters, float]:
         """The parameters after a step, and its largest part."""
-        gradient, information = total.gradient[self._free], total.information[np.ix_(self._free, self._free)]
-        if self._restarted:
-            self._corrected *= max(float(np.trace(information)) / self._size, 1.0)
-            self._restarted = False
-        self._size = float(np.trace(information))
-        if self._last is not None:
+        gradient, information = total.gradient, total.information
+        size = float(np.trace(information))
+        if self._last is None:
+            self._corrected *= size / self._size if self._size else 0.0
+        else:
             moved, before = self._last
-            left = before - gradient - (information + self._corrected) @ moved
+            left = np.where(self._free, before - gradient - (information + self._corrected) @ moved, 0.0)
             square = float(moved @ moved)
             self._corrected += (np.outer(left, moved) + np.outer(moved, left)) / square
             self._corrected -= float(left @ moved) / square**2 * np.outer(moved, moved)
-        values, vectors = np.linalg.eigh(information + self._corrected)
-        moved = vectors @ ((vectors.T @ gradient) / np.maximum(np.abs(values), _FLATTEST))
+        values = _vector(parameters)
+        rising = np.flatnonzero(self._free & ((values < _ceilings(values)) | (gradient < 0.0)))
+        flat, axes = np.linalg.eigh((information + self._corrected)[np.ix_(rising, rising)])
+        moved = np.zeros(len(values))
+        moved[rising] = axes @ ((axes.T @ gradient[rising]) / np.maximum(np.abs(flat), _FLATTEST))
+        moved *= min(1.0, _LONGEST_STEP / max(float(np.abs(moved).max()), _LONGEST_STEP))
+        moved = np.minimum(moved, _ceilings(values) - values)
         longest = float(np.abs(moved).max())
-        moved *= min(1.0, _LONGEST_STEP / max(longest, _LONGEST_STEP))
-        self._last = (moved, gradient) if longest > 0.0 else None
-        step = np.zeros(len(total.gradient))
-        step[self._free] = moved
-        return _moved(parameters, step), longest
+        self._size, self._last = size, (moved, gradient) if longest > 0.0 else None
+        return _parameters(values + moved, parameters), longest
 
 
-def _moved(parameters: Parameters, step: Floats) -> Parameters:
-    position, discrimination, reliability = step.reshape(KINDS, -1)
-    odds = _log_odds(parameters.reliability) + reliability
-    return replace(
-        parameters,
-        position=parameters.position + position,
-        discrimination=parameters.discrimination * np.exp(discrimination),
-        reliability=1.0 / (1.0 + np.exp(-odds)),
-    )
+def _vector(parameters: Parameters) -> Floats:
+    """The parameters in the order of `evidence`, the reliability's log-odds from those of the prior on."""
+    r = parameters.reliability
+    odds = np.log(r) - np.log1p(-r) - math.log(RELIABILITY / (1.0 - RELIABILITY))
+    return np.concatenate([parameters.position, np.log(parameters.discrimination), odds])
+
+
+def _parameters(vector: Floats, like: Parameters) -> Parameters:
+    position, discrimination, odds = vector.reshape(KINDS, -1)
+    r = 1.0 / (1.0 + np.exp(-odds) * (1.0 - RELIABILITY) / RELIABILITY)
+    return replace(like, position=position, discrimination=np.exp(discrimination), reliability=r)
+
+
+def _ceilings(vector: Floats) -> Floats:
+    return np.repeat([np.inf, _BEST * DISCRIMINATION_SD, _BEST * RELIABILITY_SD], len(vector) // KINDS)
 
 
 def _posteriors(games: Games, parameters: Parameters) -> Iterator[Fitted]:
@@ -240,7 +249,3 @@ def _ratings(ids: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[float, ..
     if not all(given.values()):
         return None
     return tuple(sum(scores) / len(scores) for scores in given.values())
-
-
-def _log_odds(p: Any) -> Any:
-    return np.log(p) - np.log1p(-p)

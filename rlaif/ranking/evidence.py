@@ -1,7 +1,10 @@
 """How the evidence of a block of prompts changes with the parameters of the instruments.
 
 At a fixed point of expectation propagation the gradient of its evidence is, by Fisher's identity, the score of the
-parameters expected under the approximate posterior. The information is that of the complete data less the posterior variance
+parameters expected under the approximate posterior. Games that are given as probabilities p, with x the log-odds, stand for
+draws y; log evidence is their cumulant generating function, so that in the mean over the draws it is larger than at their
+means, to the second order, by sum p (1 - p) Var(x) / 2 over the games. That is added, with its explicit and implicit slopes but
+for those of the position. The information is that of the complete data less the posterior variance
 of the score (Louis 1982), in which the score of a pair is taken as a parabola in its difference across pairs, and as it is
 within one. It only sets the length of steps: where they end, the gradient is zero.
 """
