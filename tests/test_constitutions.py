@@ -13,7 +13,7 @@ import rlaif as library
 from rlaif.audit import outcomes
 from rlaif.errors import InputError, StopRun
 from rlaif.pairs import judge_name
-from rlaif.ranking.bradley_terry import rank, win_probability
+from rlaif.ranking.bradley_terry import rank
 from rlaif.templates import load_constitution
 from rlaif.types import Candidate, Prompt, Record, Verdict
 
@@ -132,7 +132,7 @@ def test_weights_are_multiples_of_a_verdict():
 
     def p_of(*verdicts: Verdict) -> float:
         (ranking,) = rank([Record(prompt, candidates, verdicts)], [("a", "b")])
-        return win_probability(*ranking.strengths)
+        return ranking.p(0, 1)
 
     def probable(p: float, weight: float = 1.0, judge: str = "j") -> Verdict:
         return Verdict(judge, ("a", "b"), (p, 1 - p), "probability", weight=weight)
