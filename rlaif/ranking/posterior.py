@@ -2,7 +2,7 @@
 
 Model (Bradley and Terry 1952; the order effect as in Davidson and Beaver 1977; judges of unequal worth as in Crowd-BT, Chen et
 al. 2013). Strengths s_i ~ N(0, 2^2) are log-odds: a difference has a standard deviation of 2.83, so that with nothing known
-the better one of two wins 86 % of an ideal judge's comparisons in the mean. Of an instrument m (`games`),
+the better one of two wins 83 % of an ideal judge's comparisons in the mean. Of an instrument m (`games`),
 
     a game       i, shown first, beats j with probability sigmoid(a_m (s_i - s_j) + b_m); it counts as often as it weighs
     ratings      z = ratings / k_m less a level of the prompt's own = sqrt(r_m) s / 2 + sqrt(1 - r_m) N(0, 1)
@@ -29,6 +29,7 @@ from rlaif.ranking.reading import MEDIAN_GAP, Block, Floats, Rated, Reader
 from rlaif.types import Verdict
 
 _PRIOR_RATINGS = 4
+_CLOSE_ENOUGH = 1e-4
 _NODES, _MASSES = np.polynomial.legendre.leggauss(16)
 _NODES, _MASSES = 0.5 * (_NODES + 1.0), 0.5 * _MASSES
 _REACH = 7.0
@@ -41,6 +42,7 @@ def of_one(
 
     The ratings' scale k is their own standard deviation, shrunk to `rating_scale` as by four more ratings: 1.8 suits ratings of
     1 to 9. With None it is that of the pooled fit, from this prompt alone.
+    Good to about 1e-4.
     """
     reader = Reader({}, set())
     reader.add(ids, verdicts)
@@ -48,7 +50,7 @@ def of_one(
     scale = np.ones(len(reader.instruments))
     for rated in block.rated:
         scale[rated.instrument] = _own_scale(rated, rating_scale)
-    found = settle(block, Parameters.start(scale))
+    found = settle(block, Parameters.start(scale), close=_CLOSE_ENOUGH)
     return found.mean[0], found.covariance[0]
 
 

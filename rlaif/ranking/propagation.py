@@ -22,7 +22,7 @@ STRENGTH_SD = 2.0
 RELIABILITY = 0.75
 """Of one judge by itself the reliability cannot be known: three quarters of the variance of its ratings are quality."""
 _OUTLIER = 20.0
-_CLOSE = 1e-6
+CLOSE = 1e-6
 _ROUGHLY = 0.1
 _LONGEST_STEP = 2.0
 _MOST_STEPS = 100
@@ -60,20 +60,23 @@ class Posterior:
         return self.gap[:, None] + np.sqrt(self.variance)[:, None] * POINTS
 
 
-def settle(block: Block, parameters: Parameters) -> Posterior:
-    """The posterior of the block's prompts. Moves its sites there from where they are, or from the mode if they are new."""
+def settle(block: Block, parameters: Parameters, *, close: float = CLOSE) -> Posterior:
+    """The posterior of the block's prompts. Moves its sites there from where they are, or from the mode if they are new.
+
+    A prompt has arrived when no site moved by more than `close`, in standard deviations of its difference.
+    """
     prior = _prior(block, parameters)
     if block.games:
         if not block.precision.any():
-            _repeat(_Work.newton, _Work.of(block, parameters, *prior), block)
-        _repeat(_Work.sweep, _Work.of(block, parameters, *prior), block)
+            _repeat(_Work.newton, _Work.of(block, parameters, *prior), block, _ROUGHLY)
+        _repeat(_Work.sweep, _Work.of(block, parameters, *prior), block, close)
     return _gaussian(*prior, block.one, block.other, block.precision, block.shift)
 
 
-def _repeat(step: Callable[[_Work, float], None], work: _Work, block: Block) -> None:
+def _repeat(step: Callable[[_Work, float, float], None], work: _Work, block: Block, close: float) -> None:
     """Repeats the step until no prompt moves, and writes the sites; later steps are shorter, for those that swing."""
     for count in range(_MOST_STEPS):
-        step(work, 1.0 if count < 10 else 0.7 if count < 20 else 0.3)
+        step(work, 1.0 if count < 10 else 0.7 if count < 20 else 0.3, close)
         if not work.going.any():
             break
         if 4 * np.count_nonzero(work.going) < 3 * len(work.going):
@@ -108,7 +111,7 @@ class _Work:
         state = block.precision, block.shift, np.zeros(size)
         return cls(prior, drift, block.one, block.other, cells, most, *state, np.arange(size), going)
 
-    def newton(self, damping: float) -> None:
+    def newton(self, damping: float, close: float) -> None:
         """A step of Newton's method to the mode; the sites are the likelihoods' parabolas there."""
         row = self.one // self.drift.shape[1]
         slope, curvature = _derivatives(self.cells, self.gap)
@@ -117,9 +120,9 @@ class _Work:
         found = _gaussian(self.prior, self.drift, self.one, self.other, self.precision, self.shift)
         step = np.clip(damping * (found.gap - self.gap), -_LONGEST_STEP, _LONGEST_STEP)
         self.gap = self.gap + step
-        self.going &= np.bincount(row, np.abs(step) > _ROUGHLY, len(self.going)) > 0.0
+        self.going &= np.bincount(row, np.abs(step) > close, len(self.going)) > 0.0
 
-    def sweep(self, damping: float) -> None:
+    def sweep(self, damping: float, close: float) -> None:
         """A step of expectation propagation for all sites at once.
 
         A site is nowhere more curved than `most`, so by Brascamp and Lieb (1976) its approximation is neither.
@@ -135,7 +138,7 @@ class _Work:
         moves = damping * self.going[row]
         self.precision = self.precision + moves * (precision - self.precision)
         self.shift = self.shift + moves * (shift - self.shift)
-        self.going &= np.bincount(row, moved > _CLOSE, len(self.going)) > 0.0
+        self.going &= np.bincount(row, moved > close, len(self.going)) > 0.0
 
     def write(self, block: Block) -> None:
         """Puts the sites back into their block."""

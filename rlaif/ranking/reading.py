@@ -99,13 +99,7 @@ class Reader:
         self.instruments, self._repeated = instruments, repeated
         self._met, self._by, self._won, self._weight = array("q"), array("i"), array("d"), array("d")
         self._rated, self._ratings = array("i"), array("d")
-
-    @property
-    def size(self) -> int:
-        """The games and the squares of the prompts' numbers of candidates together."""
-        return self._squares + len(self._won)
-
-    _squares = 0
+        self.size = 0  # games and squares of the prompts' numbers of candidates, together
 
     def add(self, ids: Sequence[str], verdicts: Sequence[Verdict]) -> None:
         """Takes in a prompt's verdicts on `ids`."""
@@ -121,7 +115,7 @@ class Reader:
         self._repeated.update(heard if len(heard) > 1 else (k for k, choices in heard.items() if choices >= len(ids)))
         self.counts.append(len(ids))
         self.games.append(len(games.met))
-        self._squares += len(ids) ** 2
+        self.size += len(ids) ** 2 + len(games.met)
 
     def _heard(self, place: Mapping[str, int], verdicts: Sequence[Verdict]) -> tuple[dict[int, int], _Games]:
         """(choices made by each instrument, the games). Raises KeyError, with nothing kept, if another candidate was shown."""
@@ -232,7 +226,7 @@ def _sites(
     cells, where = np.unique(pair * kinds + 3 * number + order + 1, return_inverse=True)
     wins = sums(where, np.where(turned, 1.0 - won, won) * weight, len(cells))
     total = sums(where, weight, len(cells))
-    scatter = sums(where, weight**2 * won * (1.0 - won), len(cells))
+    scatter = sums(where, weight * won * (1.0 - won), len(cells))
     pairs, first, sizes = np.unique(cells // kinds, return_index=True, return_counts=True)
     most = np.argsort(-sizes, kind="stable")
     pairs, first, sizes = pairs[most], first[most], sizes[most]
