@@ -16,8 +16,8 @@ from helpers import Room, committed, quality, read_rows, start, stored_records, 
 
 import rlaif as library
 from rlaif.errors import InputError, StopRun
-from rlaif.judges import AdaptiveSpec, JurySpec
-from rlaif.ranking.adaptive import default_calls
+from rlaif.judges import AdaptiveSpec, JurySpec, resolve
+from rlaif.ranking.adaptive import Adaptive, default_calls
 from rlaif.types import Record
 
 LOGPROBS: dict[str, dict[str, Any]] = {
@@ -115,6 +115,9 @@ def test_no_prompt_takes_more_calls_than_allowed(new_room: Callable[[], Room], t
         assert sum(found) == said["calls"]["judge"]
         for record, total in zip(stored_records(tmp_path / str(most)), found, strict=True):
             assert total - 1 <= sum(verdict.calls for verdict in record.verdicts) <= total, "None may have cost one"
+            compared = {verdict.shown for verdict in record.verdicts if len(verdict.shown) == 2}
+            assert compared == {shown[::-1] for shown in compared}, "there is no half of a duel"
+        assert most >= 6 or not any(counts["rate?"] for counts in asked(room).values()), "not all could be rated"
         if most >= 8:
             assert min(found) >= most // 2, "what is allowed is made use of"
 
@@ -127,6 +130,12 @@ def test_other_judges_take_no_more_calls_than_allowed_either(new_room: Callable[
         run(room, out, 5, 2, judge=judge, judge_calls=most)
         found = [counts.total() for counts in asked(room).values()]
         assert 2 <= max(found) <= most, (logprobs, most, found)
+
+
+def test_what_is_shipped_is_what_is_measured() -> None:
+    (plan,) = resolve("adaptive", model="fake/oracle", constitution=None)
+    (made,) = resolve(AdaptiveSpec(), model="fake/oracle", constitution=None)
+    assert plan.schedule == made.schedule == Adaptive()
 
 
 def test_what_may_not_be_is_said_before_anything_is_spent(room: Room, tmp_path: Path) -> None:
@@ -227,6 +236,17 @@ def test_concurrency_changes_no_byte(new_room: Callable[[], Room], tmp_path: Pat
         files.append((out / "dpo.jsonl").read_bytes())
         files.append([(r.prompt.id, r.verdicts) for r in stored_records(out)])
     assert files[:2] == files[2:] and files[0]
+
+
+@pytest.mark.parametrize("judge", ["adaptive", "swiss", "elimination"])
+def test_answers_on_file_change_nothing(room: Room, tmp_path: Path, judge: str) -> None:
+    """What is asked is the same, whether the answers before it come from the endpoint or at once from the ledger."""
+    room.set(logprobs="ignored")
+    run(room, tmp_path / "new", 12, judge=judge, judge_calls=9)
+    for most in (8, 9):
+        run(room, tmp_path / "again", 12, judge=judge, judge_calls=most)
+    new, again = ([record.verdicts for record in stored_records(tmp_path / name)] for name in ("new", "again"))
+    assert new == again and sum(len(verdicts) for verdicts in new) > 9
 
 
 @pytest.mark.slow
