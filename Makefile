@@ -30,7 +30,7 @@ check: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	$(MODEL)
-	for name in http_client engine rates kills memory damage local export check; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in http_client engine rates kills memory damage local export check fit ranking; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 .venv/.installed: pyproject.toml constraints/cpu.txt .ci/venv
 	sh .ci/venv

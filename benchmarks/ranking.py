@@ -5,7 +5,7 @@ Simulated judges of known truth. A candidate has a quality q; the judge prefers 
     slope (q_i - q_j) + e_ij + bonus,    e_ij ~ N(0, pair_sd), fixed for the pair,
 
 rates a candidate low + step q + N(0, rating_sd), fixed for the candidate, on 1 to 9, and ranks several by such a rating with
-another error of its own, half of it fixed for the candidate and half for the call, and a bonus for early places. Verdicts are
+an error of its own, as much again by half for each order, and the bonus, in points, from the last to the first. Verdicts are
 
     soft    probabilities, and expected ratings with their fractions
     hard    the likelier answer is named, ratings are whole
@@ -97,9 +97,10 @@ class SimulatedJudge:
         logit = setting.slope * (q[:, None] - q) + np.triu(errors, 1) - np.triu(errors, 1).T + setting.bonus
         self.p = 1.0 / (1.0 + np.exp(-logit))  # [first shown, second shown]
         self.first_wins = draw.random((n, n)) < self.p if form == "drawn" else self.p > 0.5
-        rated, listed, again = setting.low + setting.step * q + setting.rating_sd * draw.standard_normal((3, n))
+        level, noise = setting.low + setting.step * q, setting.rating_sd * draw.standard_normal((4, n))
+        rated = level + noise[0]
         self.rating = np.clip(rated if form == "soft" else np.rint(rated), 1.0, 9.0)
-        self._listed, self._again, self._form = listed, again, form
+        self._listed, self._calls, self._form = level + noise[1], 0.5 * noise[2:], form
         self._place = setting.bonus / setting.slope * setting.step
         self.ids = [str(k) for k in range(n)]
 
@@ -109,10 +110,9 @@ class SimulatedJudge:
         if len(group) == 1:
             return Verdict("judge", shown, (float(self.rating[group[0]]),))
         if len(group) > 2:
-            call = self._again if group[0] < group[-1] else -self._again
-            early = self._place * np.linspace(1.0, 0.0, len(group))
-            value = [(self._listed[p] + 0.5 * call[p] + early[k], k) for k, p in enumerate(group)]
-            return Verdict("judge", shown, tuple(float(v) for v, _ in value), "vote")
+            places, early = list(group), self._place * np.linspace(1.0, 0.0, len(group))
+            values = self._listed[places] + self._calls[int(group[0] > group[-1])][places] + early
+            return Verdict("judge", shown, tuple(values.tolist()), "vote")
         p = float(self.p[group])
         if self._form == "soft":
             return Verdict("judge", shown, (p, 1.0 - p), "probability")
@@ -209,8 +209,8 @@ def ask(judge: SimulatedJudge, schedule: Schedule, seed: int) -> tuple[list[Verd
     return verdicts, asked
 
 
-def schedules(n: int, form: str) -> dict[str, Schedule]:
-    """All that are compared, `all pairs` first; `adaptive, K calls` are a curve."""
+def schedules(n: int, form: str, *, curves: bool) -> dict[str, Schedule]:
+    """All that are compared, `all pairs` first; with `curves`, some by numbers of calls."""
     rates = form == "soft"
     found: dict[str, Schedule] = {"all pairs": Every(2)}
     if rates:
@@ -219,8 +219,8 @@ def schedules(n: int, form: str) -> dict[str, Schedule]:
     if not rates:
         found["adaptive, rated"] = Adaptive()
     caps = sorted({round(n * times) for times in CAPS} | {default_calls(n)})
-    found |= {f"adaptive, {k} calls": Adaptive(k, rates=rates) for k in caps if k < n * (n - 1)}
-    found |= {f"some pairs, {k} calls": Every(2, most=k) for k in (2 * n, 4 * n) if k < n * (n - 1)}
+    found |= {f"adaptive, {k} calls": Adaptive(k, rates=rates) for k in caps if curves and k < n * (n - 1)}
+    found |= {f"some pairs, {k} calls": Every(2, most=k) for k in (2 * n, 4 * n) if curves and k < n * (n - 1)}
     return found | {"swiss": Swiss(), "elimination": Elimination(), "random pair": RandomPair()}
 
 
@@ -236,7 +236,7 @@ def rows(works: Sequence[Work], only: str | None) -> Iterator[tuple[dict[str, An
     for work in works:
         for form in FORMS:
             reference: Outcome | None = None
-            for name, schedule in schedules(work.n, form).items():
+            for name, schedule in schedules(work.n, form, curves=work.setting == SETTINGS[0].name and form != "drawn").items():
                 if only and name != "all pairs" and only not in name:
                     continue
                 found = outcome(work, form, schedule)
@@ -316,6 +316,7 @@ def main() -> None:
     parser.add_argument("--schedule", help="those with this in their names only")
     parser.add_argument("--n", type=int, nargs="*", default=[8, 16])
     parser.add_argument("--plot", type=Path, help="draw the curves of the stated setting to this file (.svg)")
+    parser.add_argument("--curves", type=Path, help="write what rlaif.worth reads (with --setting stated --n 4 8 16 32)")
     given = parser.parse_args()
     works = [
         simulated(s, n, given.prompts, given.seed) for s in SETTINGS for n in given.n if s.name.startswith(given.setting or "")

@@ -6,7 +6,7 @@ Each has its own verdicts, in a run directory of its own. They are fitted apart,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 from rlaif import pairs, results
 from rlaif.config import RunConfig
 from rlaif.export import write_jsonl
-from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Ranking, Record
 
 _SURE = 1e-6
@@ -47,14 +46,14 @@ def compare(config: RunConfig, one: Path, other: Path, names: tuple[str, str], f
 def _row(
     record: Record, rankings: tuple[Ranking, Ranking], known: set[str], names: tuple[str, str], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    strengths = [dict(zip(r.ids, r.strengths, strict=True)) for r in rankings]
-    shared = [c for c in rankings[0].ids if c in strengths[1]]
+    places = [{c: k for k, c in enumerate(r.ids)} for r in rankings]
+    shared = [c for c in rankings[0].ids if c in places[1]]
     if names[0] == names[1]:
         names = (names[0], f"{names[1]} (against)")
     counts["prompts"] += 1
     furthest: tuple[float, str, str, tuple[float, float]] | None = None
     for left, right in combinations(shared, 2):
-        p, q = (win_probability(s[left], s[right]) for s in strengths)
+        p, q = (r.p(at[left], at[right]) for r, at in zip(rankings, places, strict=True))
         counts["pairs"] += 1
         if not known.issuperset((left, right)) or min(abs(p - 0.5), abs(q - 0.5)) < _SURE:
             counts["undecided"] += 1
@@ -66,7 +65,7 @@ def _row(
                 furthest = (abs(p - q), left, right, (p, q))
     if furthest is None:
         return
-    best = [max((c for c in shared if c in known), key=lambda c, s=s: s[c]) for s in strengths]  # type: ignore[misc]
+    best = [_best(ranking, [c for c in shared if c in known]) for ranking in rankings]
     counts["best_differs"] += best[0] != best[1]
     _, left, right, (p, q) = furthest
     texts = {c.id: c.text for c in record.candidates}
@@ -78,3 +77,8 @@ def _row(
         "p_left": {names[0]: round(p, 6), names[1]: round(q, 6)},
         "best": {name: texts[c] for name, c in zip(names, best, strict=True)},
     }
+
+
+def _best(ranking: Ranking, among: Sequence[str]) -> str:
+    strengths = dict(zip(ranking.ids, ranking.strengths, strict=True))
+    return max(among, key=strengths.__getitem__)

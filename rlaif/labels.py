@@ -19,7 +19,6 @@ from typing import Any
 
 from rlaif import pairs
 from rlaif.intervals import ClusteredRate
-from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Candidate, Ranking, Record
 
 SURE = 0.8
@@ -38,17 +37,17 @@ class Agreement:
 
     def add(self, record: Record, ranking: Ranking) -> Iterator[dict[str, Any]]:
         """Counts the record; yields a row for each pair on which the judge and the label disagree. Exhaust it."""
-        strengths = dict(zip(ranking.ids, ranking.strengths, strict=True))
+        place = {c: k for k, c in enumerate(ranking.ids)}
         judged = pairs.compared(record.verdicts)
         found, sure = Counter[str](), Counter[str]()
         for better, worse in _labelled(record):
-            if better.id not in strengths or worse.id not in strengths:
+            if better.id not in place or worse.id not in place:
                 found["not_judged"] += 1
                 continue
             if not judged.issuperset((better.id, worse.id)):
                 found["no_verdict"] += 1
                 continue
-            p = win_probability(strengths[better.id], strengths[worse.id])
+            p = ranking.p(place[better.id], place[worse.id])
             kind = "undecided" if abs(p - 0.5) < pairs.TIE else "agree" if p > 0.5 else "disagree"
             found[kind] += 1
             if kind == "undecided":

@@ -15,7 +15,6 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Candidate, PreferencePair, Ranking, Record, Verdict
 
 TIE = 1e-6
@@ -74,7 +73,7 @@ def pair(record: Record, ranking: Ranking, chosen: int, rejected: int, by_id: Ma
         rejected=by_id[other],
         score_chosen=ranking.scores[chosen],
         score_rejected=ranking.scores[rejected],
-        p_chosen=win_probability(ranking.strengths[chosen], ranking.strengths[rejected]),
+        p_chosen=ranking.p(chosen, rejected),
         judge=judge_name(record),
         flip=flip(record.verdicts, one, other),
     )
@@ -123,7 +122,7 @@ def best_of_n(
     best = max((k for k, c in enumerate(ranking.ids) if c in among), key=lambda k: (ranking.strengths[k], -k))
     by_text = {normalised(c.text): ranking.ids.index(c.id) for c in usable if c.id in judged and ranking.ids[best] in judged}
     others = [by_text.get(normalised(c.text)) for c in usable if c.id != ranking.ids[best]]
-    wins = [win_probability(ranking.strengths[best], ranking.strengths[k]) for k in others if k is not None]
+    wins = [ranking.p(best, k) for k in others if k is not None]
     winner = next(c for c in usable if c.id == ranking.ids[best])
     score = ranking.scores[best] if accepted is None else accepted[winner.id]
     apart = [k for k in by_text.values() if k != best]

@@ -1,6 +1,6 @@
 """From stored records to files and numbers: ranking, selection, export, summary. Costs nothing and can be done again.
 
-What is written is a function of the ledger and the configuration: records in input order, the position terms pooled over
+What is written is a function of the ledger and the configuration: records in input order, the judges' parameters pooled over
 all of them.
 """
 
@@ -25,7 +25,7 @@ from rlaif.export.formats import Format, format_named
 from rlaif.ledger import Ledger
 from rlaif.pairs import Best
 from rlaif.ranking import bradley_terry
-from rlaif.ranking.games import Ranked
+from rlaif.ranking.reading import Ranked
 from rlaif.selection import BEST_OF_N, BEST_WORST, Rule
 from rlaif.types import PreferencePair, Prompt, Ranking, Record
 
@@ -211,9 +211,9 @@ def ranked(directory: Path, config: RunConfig) -> Iterator[tuple[Record, Ranking
 def _rankings(stored: Stored, allowed: Mapping[str, bool]) -> Iterator[tuple[Record, Ranking]]:
     """Records in input order, each with its ranking. Reads the records twice and holds none of them."""
     with bradley_terry.fit(_ranked(stored(), allowed)) as fitted:
-        for row, strengths in zip(stored(), fitted.strengths, strict=True):
+        for row, found in zip(stored(), fitted.posteriors, strict=True):
             record = _record(*row)
-            yield record, bradley_terry.ranking(_eligible(record, allowed), record.verdicts, strengths)
+            yield record, bradley_terry.ranking(_eligible(record, allowed), record.verdicts, found)
 
 
 @dataclass(frozen=True)

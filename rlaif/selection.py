@@ -31,7 +31,6 @@ from rlaif import pairs
 from rlaif.errors import InputError
 from rlaif.keys import seed_of
 from rlaif.pairs import TIE, Best
-from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import PreferencePair, Ranking, Record
 
 BEST_OF_N = "best-of-n"
@@ -66,7 +65,7 @@ class Pool(NamedTuple):
 
     def p(self, pair: tuple[int, int]) -> float:
         """The probability that the first of the pair is the better one, equal for pairs that differ in rounding alone."""
-        return round(win_probability(self.ranking.strengths[pair[0]], self.ranking.strengths[pair[1]]), _DIGITS)
+        return round(self.ranking.p(*pair), _DIGITS)
 
     def length_ratio(self, pair: tuple[int, int]) -> float:
         """The longer text's length over the shorter one's."""

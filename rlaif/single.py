@@ -19,7 +19,6 @@ from rlaif.jobs import new_run
 from rlaif.judges import JudgeLike
 from rlaif.keys import digest
 from rlaif.ranking.bradley_terry import rank as fit
-from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Message, Record, Verdict
 
 Judge = JudgeLike
@@ -76,7 +75,7 @@ def judge_pair(prompt: Asked, a: str, b: str, *, judge: Judge | Sequence[Judge] 
     if not pairs.compared(record.verdicts):
         return Comparison(None, flip, record.verdicts, next((v.error for v in record.verdicts if v.error), "no_verdict"))
     (ranking,) = fit([record], [[one, other]])
-    return Comparison(win_probability(*ranking.strengths), flip, record.verdicts)
+    return Comparison(ranking.p(0, 1), flip, record.verdicts)
 
 
 def rank(

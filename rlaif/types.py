@@ -113,17 +113,23 @@ class Record:
 class Ranking:
     """Candidates of one prompt on one scale.
 
-    `ids` and `strengths` are aligned; strengths are Bradley-Terry log-strengths with mean 0, so that
-    P(i better than j) = 1 / (1 + exp(strength_j - strength_i)). `scores` are what an export shows: the mean rating
-    where one rating judge scored every candidate, the strengths otherwise.
+    `ids` and `strengths` are aligned; strengths are posterior means of Bradley-Terry log-strengths, mean 0. `scores` are what
+    an export shows: the mean rating where one rating judge scored every candidate, the strengths otherwise. `wins[i][j]` is
+    the posterior probability that i is better than j: it says how sure the strengths are, wins[j][i] is 1 less it.
     """
 
     ids: tuple[str, ...]
     strengths: tuple[float, ...]
     scores: tuple[float, ...]
+    wins: tuple[tuple[float, ...], ...] = ()
 
     def p(self, one: int, other: int) -> float:
-        """The probability that the candidate at place `one` of `ids` is better than that at `other`."""
+        """The probability that the candidate at place `one` of `ids` is better than that at `other`.
+
+        Where there are no `wins`, the strengths are taken as known log-odds: 1 / (1 + exp(strength_other - strength_one)).
+        """
+        if self.wins:
+            return self.wins[one][other]
         return 0.5 * (1.0 + math.tanh(0.5 * (self.strengths[one] - self.strengths[other])))
 
 

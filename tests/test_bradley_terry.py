@@ -1,16 +1,17 @@
-"""The fit against an optimiser that shares no code with it, and the laws it must obey."""
+"""The pooled fit against an optimiser that shares no code with it, judges whose worth is known, and the laws it must obey."""
 
 from __future__ import annotations
 
 import math
 import random
 import tracemalloc
+from dataclasses import replace
 from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
 
-from rlaif.ranking.bradley_terry import fit, rank, win_probability
+from rlaif.ranking.bradley_terry import Fit, fit, rank
 from rlaif.types import Candidate, Prompt, Record, Verdict
 
 PROMPT = Prompt("p", ({"role": "user", "content": "q"},))
@@ -39,69 +40,32 @@ def failed(*shown: str, judge: str = "j") -> Verdict:
 
 def p_between(found: Record, one: str = "a", other: str = "b") -> float:
     ids = [c.id for c in found.candidates]
-    strengths = dict(zip(ids, rank([found], [ids])[0].strengths, strict=True))
-    return win_probability(strengths[one], strengths[other])
+    return rank([found], [ids])[0].p(ids.index(one), ids.index(other))
 
 
-def positions(ranked) -> dict[str, float]:
-    with fit(ranked) as fitted:
-        return dict(fitted.position)
+def fitted(ranked) -> Fit:
+    """What the judges are like, by the fit."""
+    with fit(ranked) as found:
+        return found
 
 
-def posterior_mode(records: list[Record]) -> tuple[list[list[float]], dict[str, float]]:
-    """(strengths, position bonus of each judge) by plain gradient ascent on the documented posterior."""
-    judges = sorted({v.judge for r in records for v in r.verdicts if v.scores is not None})
-    at, count = {}, 0
-    for k, r in enumerate(records):
-        for c in r.candidates:
-            at[k, c.id], count = count, count + 1
-    rows, won = [], []
-
-    def add(k: int, i: str, j: str, judge: str | None, share: float, weight: float) -> None:
-        row = np.zeros(count + len(judges))
-        row[at[k, i]] += 1.0
-        row[at[k, j]] -= 1.0
-        if judge is not None:
-            row[count + judges.index(judge)] = 1.0
-        rows.append((row, share, weight))
-
-    readable = {(k, v.judge, v.shown) for k, r in enumerate(records) for v in r.verdicts if v.scores is not None}
-    known = {judge for k, judge, shown in readable if (k, judge, shown[::-1]) in readable}
-    for k, r in enumerate(records):
-        games = [v for v in r.verdicts if v.scores is not None]
-        for pair in {frozenset(v.shown) for v in games}:
-            own = {judge: [v for v in games if v.judge == judge and frozenset(v.shown) == pair] for judge in judges}
-            # a judge that votes has one game more; all that spoke count alike
-            total = {judge: len(said) + any(v.scale == "vote" for v in said) for judge, said in own.items() if said}
-            for judge, said in own.items():
-                weight = max(total.values()) / total[judge] if said else 0.0
-                for v in said:
-                    (i, j), (x, y) = v.shown, v.scores
-                    share = x if v.scale == "probability" else 0.5 + 0.5 * ((x > y) - (x < y))
-                    add(k, i, j, judge if judge in known else None, share, weight)
-                if any(v.scale == "vote" for v in said):
-                    add(k, *sorted(pair), None, 0.5, weight)
-    x, won, weight = np.array([r[0] for r in rows]), np.array([r[1] for r in rows]), np.array([r[2] for r in rows])
-    precision = np.array([1 / 5000.0] * count + [1 / 10.0**2] * len(judges))
-
-    def value(theta):
-        z = x @ theta
-        return float(weight @ (won * z - np.logaddexp(0.0, z)) - 0.5 * precision @ theta**2)
-
-    theta, step = np.zeros(count + len(judges)), 1.0
-    for _ in range(20000):
-        gradient = x.T @ (weight * (won - 1.0 / (1.0 + np.exp(-(x @ theta))))) - precision * theta
-        if np.abs(gradient).max() < 1e-9:
-            break
-        step *= 2.0
-        while value(theta + step * gradient) < value(theta) and step > 1e-12:
-            step /= 2.0
-        theta = theta + step * gradient
-    strengths = []
-    for k, r in enumerate(records):
-        raw = [float(theta[at[k, c.id]]) for c in r.candidates]
-        strengths.append([s - sum(raw) / len(raw) for s in raw])
-    return strengths, dict(zip(judges, theta[count:], strict=True))
+def log_evidence(records: list[Record], b: float, a: float, r: float, scale: float) -> float:
+    """Of votes on two candidates and their ratings by two judges, by a sum over the difference, with the documented priors."""
+    line = np.linspace(-25.0, 25.0, 2001)
+    total = -0.5 * (b / 2.0) ** 2 - 0.5 * (math.log(a) / 0.5) ** 2 - 0.5 * (math.log(r / (1 - r)) - math.log(3)) ** 2
+    for one in records:
+        density = -0.5 * line**2 / 8.0
+        ratings: dict[str, float] = {}
+        for v in one.verdicts:
+            if v.scale == "rating":
+                ratings[v.shown[0]] = v.scores[0] / scale
+                continue
+            odds = a * (line if v.shown[0] == "a" else -line) + b
+            density = density - np.logaddexp(0.0, -odds if v.scores[0] else odds)
+        apart = ratings["a"] - ratings["b"] - r**0.5 * line / 2.0
+        density = density - 0.25 * apart**2 / (1 - r) - 0.5 * math.log(1 - r)
+        total += math.log(np.exp(density - density.max()).sum()) + density.max()
+    return total
 
 
 def random_records(seed: int) -> list[Record]:
@@ -124,74 +88,174 @@ def random_records(seed: int) -> list[Record]:
     return found
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))])
-def test_the_fit_is_the_mode_of_the_documented_posterior(seed):
-    records = random_records(seed)
-    ids = [[c.id for c in r.candidates] for r in records]
-    expected, bonus = posterior_mode(records)
-    with fit((i, r.verdicts) for i, r in zip(ids, records, strict=True)) as fitted:
-        for row, want in zip(fitted.strengths, expected, strict=True):
-            assert row == pytest.approx(want, abs=1e-4)
-    assert fitted.position == pytest.approx(bonus, abs=1e-4)
-    assert [list(r.strengths) for r in rank(records, ids)] == [pytest.approx(want, abs=1e-4) for want in expected]
+def test_the_parameters_are_the_mode_of_the_documented_evidence():
+    """Of votes, which scatter as they are: the largest of the evidence summed exactly, by a search that knows no slopes."""
+    rng = random.Random(5)
+    records, gaps = [], []
+    for _ in range(40):
+        d = rng.gauss(0, 2.83)
+        said = [
+            vote(i, j, rng.choices([i, j], [p := sigmoid(0.7 * (d if i == "a" else -d) + 0.5), 1 - p])[0])
+            for i, j in ("ab", "ba")
+        ]
+        said += [Verdict("r", (i,), (rng.gauss(5 + e, 1),)) for i, e in (("a", d / 2), ("b", -d / 2))]
+        records.append(record(said))
+        gaps.append(abs(said[2].scores[0] - said[3].scores[0]))
+    found = fitted([("ab", r.verdicts) for r in records])
+    values = [found.position["j"], found.discrimination["j", "pairs"], found.reliability["r"]]
+    scale = float(np.median(gaps)) / (2**0.5 * 0.6744897501960817)
+    best = log_evidence(records, *values, scale)
+    for k, step in product(range(3), (0.98, 1.02)):
+        beside = [value * step if place == k else value for place, value in enumerate(values)]
+        assert log_evidence(records, *beside, scale) < best
 
 
-def test_where_only_one_order_was_readable_what_was_said_is_taken_as_it_is():
+def judged(rng, strengths, *, a=1.0, b=0.0, judge="j", soft_error=None) -> list[Verdict]:
+    """All pairs in both orders: votes drawn by the model, or probabilities with an error of that sd in their log-odds."""
+    said = []
+    for i, j in permutations("abcdefgh"[: len(strengths)], 2):
+        odds = a * (strengths["abcdefgh".index(i)] - strengths["abcdefgh".index(j)]) + b
+        if soft_error is None:
+            said.append(vote(i, j, i if rng.random() < sigmoid(odds) else j, judge))
+        else:
+            said.append(soft(i, j, sigmoid(odds + rng.gauss(0, soft_error)), judge))
+    return said
+
+
+def ratings(rng, strengths, r: float, judge: str = "r") -> list[Verdict]:
+    """As the model has them, around 5 with a standard deviation of 1.7."""
+    z = [r**0.5 * s / 2 + (1 - r) ** 0.5 * rng.gauss(0, 1) for s in strengths]
+    return [Verdict(judge, (i,), (5 + 1.7 * x,)) for i, x in zip("abcdefgh", z, strict=False)]
+
+
+def drawn(rng, n: int) -> list[float]:
+    return [rng.gauss(0, 2) for _ in range(n)]
+
+
+def test_where_only_one_order_was_readable_nothing_is_put_down_to_the_place():
     """Strength and position cannot be told apart then: a tie stays a tie, and no preference is turned round."""
     records = [record([soft("a", "b", 0.9), failed("b", "a")]) for _ in range(8)]
     records += [record([soft("a", "b", 0.6)]), record([soft("a", "b", 0.5)]), record([vote("a", "b", None)])]
-    found = [win_probability(*ranking.strengths) for ranking in rank(records, ["ab"] * len(records))]
-    assert found == pytest.approx([*[0.9] * 8, 0.6, 0.5, 0.5], abs=1e-3)
-    assert positions((["a", "b"], r.verdicts) for r in records) == {"j": 0.0}
+    found = [ranking.p(0, 1) for ranking in rank(records, ["ab"] * len(records))]
+    assert found[0] == found[7] > found[8] > 0.5 and found[9:] == [0.5, 0.5]
+    known = fitted((["a", "b"], r.verdicts) for r in records)
+    assert known.position == {"j": 0.0} and known.discrimination == {("j", "pairs"): 1.0}
 
 
 def test_a_judge_s_position_is_known_from_the_pairs_that_it_was_shown_in_both_orders():
     """Then a verdict in one order alone is read in the light of it."""
-    both = [record([soft("a", "b", 0.9), soft("b", "a", 0.5)]) for _ in range(30)]
+    both = [record([soft("a", "b", 0.9), soft("b", "a", 0.5)]) for _ in range(100)]
     alone = record([soft("a", "b", 0.75)])
-    found = [win_probability(*ranking.strengths) for ranking in rank([*both, alone], ["ab"] * 31)]
-    assert found[0] == pytest.approx(0.75, abs=1e-3) and found[-1] == pytest.approx(0.5, abs=0.01)
-
-
-def test_every_judge_of_a_jury_counts_alike_however_often_it_is_asked():
-    """The label is the mean of what each judge by itself makes of the pair."""
-    votes = [vote("a", "b", "a", "votes"), vote("b", "a", "a", "votes")]
-    rates = [Verdict("rates", (c,), (score,)) for c, score in (("a", 2.0), ("b", 5.0))]
-    listed = [Verdict("lists", ("a", "b"), (1.0, 3.0))]
-    sure = [soft("a", "b", 0.9, "sure"), soft("b", "a", 0.1, "sure")]
-    alone = [p_between(record(said)) for said in (votes, rates, listed, sure)]
-    assert alone == pytest.approx([5 / 6, 0.25, 0.25, 0.9], abs=1e-3)
-    assert p_between(record([*votes, *rates, *listed])) == pytest.approx(sum(alone[:3]) / 3, abs=1e-3)
-    assert p_between(record([*votes, *rates, *listed, *sure])) == pytest.approx(sum(alone) / 4, abs=1e-3)
+    found = [ranking.p(0, 1) for ranking in rank([*both, alone], ["ab"] * 101)]
+    assert found[0] > 0.6 and found[-1] == pytest.approx(0.5, abs=0.03) and p_between(alone) > 0.6
 
 
 @pytest.mark.parametrize("bonus", [-1.0, 0.0, 2.0])
 def test_both_orders_cancel_a_position_bonus(bonus):
-    """Over many prompts the bonus is known and the probabilities come out; over one its prior hides some of it."""
     gaps = [-2.0, -0.3, 0.0, 1.0] * 15
     records = [record([soft("a", "b", sigmoid(d + bonus)), soft("b", "a", sigmoid(-d + bonus))]) for d in gaps]
-    for d, found, ranking in zip(gaps, records, rank(records, ["ab"] * len(gaps)), strict=True):
-        assert win_probability(*ranking.strengths) == pytest.approx(sigmoid(d), abs=0.03)
+    without = [record([soft("a", "b", sigmoid(d)), soft("b", "a", sigmoid(-d))]) for d in gaps]
+    plain = rank(without, ["ab"] * len(gaps))
+    for d, found, ranking, other in zip(gaps, records, rank(records, ["ab"] * len(gaps)), plain, strict=True):
+        assert ranking.p(0, 1) == pytest.approx(other.p(0, 1), abs=0.1)
         alone = p_between(found) - 0.5
         assert alone == pytest.approx(0.0, abs=1e-9) if d == 0.0 else alone * d > 0
 
 
-@pytest.mark.parametrize("bonus", [0.0, 1.5])
-def test_pooled_over_prompts_the_bonus_and_the_order_are_recovered(bonus):
-    rng = random.Random(7)
-    ids, truth, records = "abcde", [], []
-    for _ in range(30):
-        quality = {i: rng.gauss(0, 1) for i in ids}
-        truth.append(quality)
-        pairs = permutations(ids, 2)
-        records.append(record([soft(i, j, sigmoid(quality[i] - quality[j] + bonus)) for i, j in pairs], ids))
-    assert positions([(ids, r.verdicts) for r in records])["j"] == pytest.approx(bonus, abs=0.05)
-    for ranking, quality in zip(rank(records, [ids] * 30), truth, strict=True):
-        strengths = dict(zip(ranking.ids, ranking.strengths, strict=True))
-        assert sorted(ids, key=strengths.get) == sorted(ids, key=quality.get)
-        for i, j in combinations(ids, 2):
-            assert win_probability(strengths[i], strengths[j]) == pytest.approx(sigmoid(quality[i] - quality[j]), abs=0.03)
-        assert sum(ranking.strengths) == pytest.approx(0.0, abs=1e-9)
+@pytest.mark.parametrize(("a", "b"), [(0.5, -1.0), (1.0, 0.7), (2.0, 0.0)])
+def test_position_and_discrimination_of_a_judge_by_itself_are_recovered(a, b):
+    """From votes, and from probabilities without any error: both are draws from the same odds."""
+    rng = random.Random(1)
+    truth = [drawn(rng, 4) for _ in range(300)]
+    for error in (None, 0.0):
+        found = fitted([("abcd", judged(rng, s, a=a, b=b, soft_error=error)) for s in truth])
+        assert found.position["j"] == pytest.approx(b, abs=0.15)
+        assert found.discrimination["j", "pairs"] == pytest.approx(a, rel=0.12)
+
+
+@pytest.mark.parametrize("r", [0.4, 0.9])
+def test_the_reliability_of_ratings_is_recovered_beside_another_judge_and_left_alone_without(r):
+    rng = random.Random(2)
+    truth = [drawn(rng, 5) for _ in range(300)]
+    rated = [ratings(rng, s, r) for s in truth]
+    both = fitted([("abcde", [*said, *judged(rng, s)]) for s, said in zip(truth, rated, strict=True)])
+    assert both.reliability["r"] == pytest.approx(r, abs=0.06) and both.discrimination["j", "pairs"] == pytest.approx(
+        1, abs=0.12
+    )
+    assert fitted([("abcde", said) for said in rated]).reliability == {"r": 0.75}
+
+
+def test_what_a_judge_does_is_told_apart_by_form():
+    """A judge that rates, compares and ranks under one name is good at each in its own way."""
+    rng = random.Random(3)
+    truth = [drawn(rng, 4) for _ in range(200)]
+    rows = []
+    for s in truth:
+        listed = Verdict("j", tuple("bacd"), tuple(rng.random() for _ in "abcd"), "vote")
+        rows.append(("abcd", [*ratings(rng, s, 0.9, "j"), *judged(rng, s, b=1.0), listed]))
+    found = fitted(rows)
+    assert found.reliability["j"] > 0.8 and found.position["j"] == pytest.approx(1.0, abs=0.2)
+    assert found.discrimination["j", "pairs"] > 0.8 and found.discrimination["j", "lists"] < 0.2
+
+
+def test_a_good_judge_outweighs_two_noisy_ones():
+    """Better than the same jury with equal weights, and nearly as good as the good one alone or better."""
+    rng = random.Random(4)
+    truth = [drawn(rng, 5) for _ in range(300)]
+    worth = {"good": 1.5, "dull": 0.15, "duller": 0.1}
+    said = [{judge: judged(rng, s, a=a, judge=judge) for judge, a in worth.items()} for s in truth]
+    whole = [record([v for judge in worth for v in by[judge]], "abcde") for by in said]
+    equal = [record([replace(v, judge="all") for v in one.verdicts], "abcde") for one in whole]
+
+    def right(records: list[Record]) -> float:
+        found = rank(records, ["abcde"] * len(records))
+        return sum(s.index(max(s)) == r.strengths.index(max(r.strengths)) for s, r in zip(truth, found, strict=True)) / len(
+            truth
+        )
+
+    weighed, flat, alone = right(whole), right(equal), right([record(by["good"], "abcde") for by in said])
+    assert weighed > flat + 0.05 and weighed > alone - 0.01
+    known = fitted([("abcde", one.verdicts) for one in whole]).discrimination
+    assert known["good", "pairs"] > 1.2 and known["dull", "pairs"] < 0.3 and known["duller", "pairs"] < 0.3
+    turned = fitted([("abcde", one.verdicts[::-1]) for one in whole]).discrimination
+    assert {k: pytest.approx(v, abs=1e-5) for k, v in known.items()} == turned
+
+
+@pytest.mark.parametrize("a", [0.4, 1.0])
+def test_where_the_model_holds_a_probability_is_how_often_it_is_right(a):
+    rng = random.Random(6)
+    truth = [drawn(rng, 4) for _ in range(1500)]
+    records = [record(judged(rng, s, a=a, b=0.5)[:: 1 if k % 2 else 3], "abcd") for k, s in enumerate(truth)]
+    found: list[tuple[float, bool]] = []
+    for s, ranking in zip(truth, rank(records, ["abcd"] * len(records)), strict=True):
+        for i, j in combinations(range(4), 2):
+            one, other = (i, j) if ranking.p(i, j) > 0.5 else (j, i)
+            found.append((ranking.p(one, other), s[one] > s[other]))
+    for low, high in ((0.5, 0.65), (0.65, 0.8), (0.8, 0.9), (0.9, 0.97), (0.97, 1.01)):
+        within = [pair for pair in found if low <= pair[0] < high]
+        claimed, kept = (sum(column) / len(within) for column in zip(*within, strict=True))
+        assert kept == pytest.approx(claimed, abs=4 * math.sqrt(claimed * (1 - claimed) / len(within)) + 0.01)
+
+
+def test_a_judge_that_contradicts_itself_is_hardly_believed():
+    rng = random.Random(8)
+    steady, torn = ([drawn(rng, 2) for _ in range(600)] for _ in range(2))
+    agreeing = ("ab", [vote("a", "b", "a"), vote("b", "a", "a")])
+    ends = []
+    for truth, a in ((steady, 3.0), (torn, 0.05)):
+        with fit([agreeing, *(("ab", judged(rng, s, a=a)) for s in truth)]) as found:
+            ends.append(next(found.posteriors).wins[0][1])
+    assert ends[0] > 0.95 and 0.5 < ends[1] < 0.75
+
+
+def test_a_judge_that_always_repeats_itself_is_not_held_for_infallible():
+    rows = [("ab", [vote("a", "b", "ab"[k % 2]), vote("b", "a", "ab"[k % 2])]) for k in range(1000)]
+    with fit(rows) as found:
+        assert found.discrimination["j", "pairs"] == pytest.approx(math.e)
+        assert 0.95 < next(found.posteriors).wins[0][1] < 0.99
+    twins = [("ab", [Verdict(judge, (c,), (s,)) for judge in "xy" for c, s in (("a", 5.0), ("b", 2.0 + k))]) for k in range(9)]
+    with fit(twins * 100) as found:
+        assert 0.9 < found.reliability["x"] == found.reliability["y"] < 0.96
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -207,36 +271,29 @@ def test_names_and_places_of_candidates_do_not_matter(seed):
     one, other = rank([found], [ids])[0], rank([record(said, listed)], [listed])[0]
     renamed = dict(zip(other.ids, other.strengths, strict=True))
     for i, strength in zip(one.ids, one.strengths, strict=True):
-        assert renamed[names[i]] == pytest.approx(strength, abs=1e-8)
+        assert renamed[names[i]] == pytest.approx(strength, abs=1e-5)
 
 
 def test_exchanging_the_two_orders_verdicts_leaves_the_strengths_and_turns_the_bonus():
     """A bonus for the second place is the mirror of one for the first."""
     one = record([soft("a", "b", 0.9), soft("b", "a", 0.4)])
     other = record([soft("b", "a", 0.1), soft("a", "b", 0.6)])
-    first, second = (positions([("ab", r.verdicts)])["j"] for r in (one, other))
-    assert p_between(one) == pytest.approx(p_between(other), abs=1e-8)
-    assert first == pytest.approx(-second, abs=1e-8) and abs(first) > 0.1
+    first, second = (fitted([("ab", r.verdicts)]).position["j"] for r in (one, other))
+    assert p_between(one) == pytest.approx(p_between(other), abs=1e-6)
+    assert first == pytest.approx(-second, abs=1e-6) and abs(first) > 0.1
 
 
-@pytest.mark.parametrize(
-    ("winners", "p"),
-    [(("a", "a"), (2 + 0.5) / (2 + 1)), (("a", "b"), 0.5), ((None, None), 0.5), (("a", None), 0.70)],
-)
+@pytest.mark.parametrize(("winners", "p"), [("aa", 0.936), ("ab", 0.5), ((None, None), 0.5), (("a", None), 0.768)])
 def test_votes_are_draws_and_not_certainty(winners, p):
     assert p_between(record([vote("a", "b", winners[0]), vote("b", "a", winners[1])])) == pytest.approx(p, abs=0.012)
 
 
-def test_more_votes_are_surer_and_a_probability_is_taken_as_it_is():
-    two = p_between(record([vote("a", "b", "a"), vote("b", "a", "a")]))
-    four = p_between(record([vote(i, j, "a", judge) for i, j in ("ab", "ba") for judge in ("j", "k")]))
-    assert 0.8 < two < four < 0.95
-    assert p_between(record([soft("a", "b", 0.97), soft("b", "a", 0.03)])) == pytest.approx(0.97, abs=0.02)
-
-
-def test_certain_probabilities_stay_finite_and_below_one():
-    p = p_between(record([soft("a", "b", 1.0), soft("b", "a", 0.0)]))
-    assert 0.97 < p < 1.0
+def test_few_comparisons_are_less_sure_than_many_and_no_probability_is_taken_for_the_truth():
+    one, two = record([vote("a", "b", "a")]), record([vote("a", "b", "a"), vote("b", "a", "a")])
+    four = record([vote(i, j, "a", judge) for i, j in ("ab", "ba") for judge in ("j", "k")])
+    assert 0.8 < p_between(one) < p_between(two) < p_between(four) < 1.0
+    assert 0.8 < p_between(record([soft("a", "b", 0.97), soft("b", "a", 0.03)])) < p_between(two)
+    assert p_between(record([soft("a", "b", 1.0), soft("b", "a", 0.0)])) == pytest.approx(p_between(two), abs=0.02)
 
 
 def test_failed_verdicts_say_nothing():
@@ -265,10 +322,13 @@ def test_ratings_of_two_judges_are_not_averaged_across_their_scales():
     assert ranking.scores == ranking.strengths == pytest.approx((0.0, 0.0), abs=1e-9)
 
 
-def test_equal_ratings_are_ties_and_a_larger_gap_is_no_surer():
+def test_a_gap_of_ratings_is_as_sure_as_it_is_wide_beside_the_run_s_other_gaps():
     assert p_between(record([Verdict("j", (i,), (4.0,)) for i in "ab"])) == 0.5
     near, far = (p_between(record([Verdict("j", ("a", "b"), (x, 1.0))])) for x in (1.1, 100.0))
-    assert near == pytest.approx(far) and near == pytest.approx(0.75, abs=0.012)
+    assert near == pytest.approx(far) and near == pytest.approx(0.88, abs=0.01)
+    rows = [record([Verdict("j", ("a", "b"), (x, 1.0))]) for x in (*[2.0] * 9, 3.0, 1.5, 9.0)]
+    chances = [found.p(0, 1) for found in rank(rows, ["ab"] * len(rows))]
+    assert chances[0] == pytest.approx(near) and 0.6 < chances[-2] < near < chances[-3] < chances[-1]
 
 
 def test_verdicts_about_candidates_that_are_not_ranked_are_left_out():
@@ -285,17 +345,17 @@ def test_the_order_of_the_records_does_not_matter():
     straight = rank(records, ids)
     shuffled = rank([records[k] for k in places], [ids[k] for k in places])
     for place, ranking in zip(places, shuffled, strict=True):
-        assert ranking.strengths == pytest.approx(straight[place].strengths, abs=1e-8)
+        assert ranking.strengths == pytest.approx(straight[place].strengths, abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 4096, 4097])
 def test_every_record_gets_its_own_ranking_whatever_their_number(count):
     """The fit works in blocks; a record at a border is like any other."""
-    records = [record([soft("a", "b", p := 0.3 + 0.4 * (k % 2)), soft("b", "a", 1 - p)]) for k in range(count)]
+    records = [record([vote("a", "b", "ab"[k % 2]), vote("b", "a", "ab"[k % 2])]) for k in range(count)]
     rankings = rank(records, ["ab"] * count)
     assert len(rankings) == count
     for k, ranking in enumerate(rankings):
-        assert win_probability(*ranking.strengths) == pytest.approx(0.3 + 0.4 * (k % 2), abs=0.01)
+        assert (ranking.p(0, 1) > 0.9, ranking.p(1, 0) > 0.9) == (k % 2 == 0, k % 2 == 1)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 40, 300])
@@ -307,9 +367,13 @@ def test_the_fit_does_not_depend_on_how_the_prompts_are_cut_into_chunks(chunk_si
     ranked += [("ab", [soft("a", "b", 0.6, "late"), soft("b", "a", 0.8, "late")])] * 50
     ranked += [("abc", [Verdict("ratings", ("c", "a", "b"), (3.0, 2.0, 2.0))])]
     with fit(ranked) as whole, fit(ranked, chunk_size=chunk_size) as cut:
-        assert cut.position == pytest.approx(whole.position, abs=1e-9) and set(cut.position) == {"one", "two", "late"}
-        for one, other in zip(whole.strengths, cut.strengths, strict=True):
-            assert one == pytest.approx(other, abs=1e-9)
+        assert cut.position == pytest.approx(whole.position, abs=1e-6) and set(cut.position) == {"one", "two", "late"}
+        assert cut.discrimination == pytest.approx(whole.discrimination, abs=1e-6)
+        for one, other in zip(whole.posteriors, cut.posteriors, strict=True):
+            assert one.strengths == pytest.approx(other.strengths, abs=1e-6)
+            assert len(one.wins) == len(other.wins) == len(one.strengths)
+            for row, column in zip(one.wins, other.wins, strict=True):
+                assert row == pytest.approx(column, abs=1e-6)
 
 
 def test_equal_records_have_equal_bits():
@@ -333,21 +397,21 @@ def test_one_wide_record_among_thousands_takes_little_memory_and_is_ranked_as_al
     shown = [pair for k in range(300) for other in rng.sample(range(300), 3) if k != other for pair in [(wide[k], wide[other])]]
     said = [soft(i, j, sigmoid(quality[i] - quality[j] + 0.4), "wide") for i, j in shown]
     narrow = [
-        ("abcd", [soft("a", "b", 0.9), soft("c", "b", 0.6), soft("d", "a", 0.2), soft("b", "d", 0.8)]) for _ in range(3000)
+        ("abcd", [soft("a", "b", 0.9), soft("c", "b", 0.6), soft("d", "a", 0.2), soft("b", "d", 0.8)]) for _ in range(1000)
     ]
     with fit([(wide, said)]) as fitted:
-        (alone,), bonus = fitted.strengths, fitted.position["wide"]
+        (alone,), known = fitted.posteriors, fitted
     tracemalloc.start()
     try:
-        with fit([*narrow[:1000], (wide, said), *narrow[1000:]]) as fitted:
-            strengths = list(fitted.strengths)
+        with fit([*narrow[:400], (wide, said), *narrow[400:]]) as fitted:
+            posteriors = list(fitted.posteriors)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 30e6
-    assert fitted.position["wide"] == pytest.approx(bonus, abs=1e-9)
-    assert strengths[1000] == pytest.approx(alone, abs=1e-9)
-    assert strengths[0] == pytest.approx(strengths[-1], abs=1e-9) and len(strengths[0]) == 4
+    assert fitted.position["wide"] == pytest.approx(known.position["wide"], abs=1e-3)
+    assert posteriors[400].strengths == pytest.approx(alone.strengths, abs=1e-2)
+    assert posteriors[0].strengths == pytest.approx(posteriors[-1].strengths, abs=1e-9) and len(posteriors[0].wins) == 4
 
 
 def test_thousands_of_prompts_fit_at_once():

@@ -95,7 +95,7 @@ def test_a_reward_judge_takes_no_policy_for_its_model():
         resolve("reward", model=None, constitution=None, policy="fake/oracle")
 
 
-def test_a_jury_s_label_is_the_mean_of_its_judges_probabilities(tmp_path):
+def test_a_jury_s_label_holds_what_each_of_its_judges_says(tmp_path):
     def leaning(p: float, name: str):
         def judge(prompt, candidates):
             ids = tuple(c.id for c in candidates)
@@ -108,8 +108,11 @@ def test_a_jury_s_label_is_the_mean_of_its_judges_probabilities(tmp_path):
 
     rows = [{"prompt": "q", "candidates": ["good", "bad"]}]
     jury = [leaning(0.9, "one"), leaning(0.8, "two"), leaning(0.4, "three")]
-    (pair,) = rlaif.judge(rows, judge=jury, out=tmp_path).pairs()
-    assert pair.chosen.text == "good" and pair.p_chosen == pytest.approx(0.7, abs=1e-4) and pair.judge == "one+two+three"
+    (pair,) = rlaif.judge(rows, judge=jury, out=tmp_path / "three").pairs()
+    assert pair.chosen.text == "good" and pair.judge == "one+two+three"
+    (agreed,) = rlaif.judge(rows, judge=jury[:2], out=tmp_path / "two").pairs()
+    (torn,) = rlaif.judge(rows, judge=jury[1:], out=tmp_path / "torn").pairs()
+    assert 0.5 < torn.p_chosen < pair.p_chosen < agreed.p_chosen < 1.0
 
 
 @pytest.mark.slow

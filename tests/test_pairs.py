@@ -108,7 +108,7 @@ def test_a_candidate_nobody_judged_is_on_neither_side():
 def test_candidates_that_nothing_links_are_not_set_against_each_other():
     """Strengths of two groups that were never compared say nothing about each other, however sure each group is."""
     said = [v for i, j in ((0, 1), (1, 2)) for v in (vote(i, j, i), vote(j, i, i))]
-    said.append(Verdict("j", ("p/3", "p/4"), (0.99, 0.01), "probability"))
+    said.append(Verdict("j", ("p/3", "p/4"), (1.0, 0.0), "probability", weight=50.0))
     found = record(texts("v", "w", "x", "y", "z"), said)
     strengths = rank([found], [[f"p/{k}" for k in range(5)]])[0].strengths
     assert max(strengths) == strengths[3] and min(strengths) == strengths[4]

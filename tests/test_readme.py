@@ -39,7 +39,9 @@ def test_commands(tmp_path: Path, room: Room) -> None:
     for line in lines:
         run(["bash", "-euc", line], tmp_path, room)
     outputs = {str(p.relative_to(tmp_path / "outputs")) for p in (tmp_path / "outputs").rglob("*.jsonl")}
-    assert outputs == {"first/dpo.jsonl", "a/dpo.jsonl", "a/sft.jsonl", "b/sft.jsonl", "d/dpo.jsonl"}
+    judged = {f"{there}/dpo.jsonl" for there in ("e/judges/pairwise", "e/judges/pointwise", "p/judge")}
+    assert outputs == {"first/dpo.jsonl", "a/dpo.jsonl", "a/sft.jsonl", "b/sft.jsonl", "d/dpo.jsonl"} | judged
+    assert (tmp_path / "outputs" / "a" / "report.html").exists() and (tmp_path / "outputs" / "e" / "report.html").exists()
     assert not (tmp_path / "outputs" / "c").exists()  # --dry-run
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import combinations, permutations
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import rlaif
 from rlaif import pairs, results
 from rlaif.audit import Choices
 from rlaif.errors import InputError
-from rlaif.ranking.bradley_terry import rank, win_probability
+from rlaif.ranking.bradley_terry import rank
 from rlaif.selection import NAMES, Rule, Selection, best, parse, select
 from rlaif.types import Candidate, Prompt, Ranking, Record, Verdict
 
@@ -153,7 +154,7 @@ def test_whatever_the_rule_the_stronger_one_is_chosen_and_every_limit_holds(text
     assert len({(p.chosen.id, p.rejected.id) for p in found.pairs}) == len(found.pairs) <= (rule.cap or 99)
     for pair in found.pairs:
         better, worse = (scores[int(c.id[2:])] for c in (pair.chosen, pair.rejected))
-        assert better > worse and pair.p_chosen == win_probability(better, worse) > 0.5
+        assert better > worse and 0.5 < pair.p_chosen == pytest.approx(1 / (1 + math.exp(worse - better)))
         assert pair.p_chosen >= (rule.p or 0.5) - 1e-6
         short, long = sorted((len(pair.chosen.text), len(pair.rejected.text)))
         assert rule.max_length_ratio is None or long <= rule.max_length_ratio * short

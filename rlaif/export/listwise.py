@@ -6,10 +6,11 @@ candidates. One that was not compared with the others has no rank, and no score 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rlaif.export import number
 from rlaif.export.parts import Row, tools_of
 from rlaif.pairs import TIE, compared, judge_name
-from rlaif.ranking.bradley_terry import win_probability
 from rlaif.types import Candidate, Ranking, Record
 
 
@@ -21,7 +22,7 @@ def row(record: Record, ranking: Ranking) -> Row:
         for c, strength, score in zip(ranking.ids, ranking.strengths, ranking.scores, strict=True)
         if c in judged
     }
-    ranks = ranks_of({c: strength for c, (strength, _) in known.items()})
+    ranks = ranks_of(ranking, known)
     return {
         "id": record.prompt.id,
         "prompt": list(record.prompt.messages),
@@ -31,14 +32,15 @@ def row(record: Record, ranking: Ranking) -> Row:
     }
 
 
-def ranks_of(strengths: dict[str, float]) -> dict[str, int]:
+def ranks_of(ranking: Ranking, among: Collection[str]) -> dict[str, int]:
     """The rank of each: 1 for the strongest; those that a pair would call tied share one, and the next ranks are left out."""
     ranks: dict[str, int] = {}
-    rank, head = 0, 0.0
-    for place, (c, strength) in enumerate(sorted(strengths.items(), key=lambda item: -item[1]), 1):
-        if place == 1 or win_probability(head, strength) >= 0.5 + TIE:
-            rank, head = place, strength
-        ranks[c] = rank
+    rank = head = 0
+    places = sorted((k for k, c in enumerate(ranking.ids) if c in among), key=lambda k: -ranking.strengths[k])
+    for place, k in enumerate(places, 1):
+        if place == 1 or ranking.p(head, k) >= 0.5 + TIE:
+            rank, head = place, k
+        ranks[ranking.ids[k]] = rank
     return ranks
 
 

@@ -1,8 +1,9 @@
 """Pairs for a reward model, with the margin by which it should tell them apart.
 
 The loss is -log sigmoid(r_chosen - r_rejected - margin) (Touvron et al. 2023, Llama 2, section 3.2.2), so a margin is a
-difference of rewards. Rewards under Bradley-Terry are log-strengths: the difference that says what the judge said is the
-log-odds of `p_chosen`. Scores may be ratings, on a scale of their own, and are no margins.
+difference of rewards. Rewards under Bradley-Terry are log-odds: the difference that says how surely chosen is better is the
+log-odds of `p_chosen`, small where there were few comparisons. Scores may be ratings, on a scale of their own, and are no
+margins.
 """
 
 from __future__ import annotations

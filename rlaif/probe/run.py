@@ -21,7 +21,6 @@ from rlaif.prices import Prices, spent
 from rlaif.probe import choice, twins
 from rlaif.probe.numbers import Heard, HeardTwin, numbers
 from rlaif.probe.twins import Asked, Twin
-from rlaif.ranking.bradley_terry import win_probability
 from rlaif.rundir import writing
 from rlaif.types import Candidate, Prompt, Ranking, Record
 
@@ -173,9 +172,8 @@ def _judged(asked: Asked, record: Record, ranking: Ranking) -> Heard:
         return Heard(
             None, causes or (pairs.why_not_judged(record.candidates) if not record.verdicts else "no_verdict",), asked.bio
         )
-    strengths = dict(zip(ranking.ids, ranking.strengths, strict=True))
-    matching, other = (strengths[record.candidates[k].id] for k in (asked.matching, 1 - asked.matching))
-    return Heard(win_probability(matching, other), causes, asked.bio)
+    matching, other = (ranking.ids.index(record.candidates[k].id) for k in (asked.matching, 1 - asked.matching))
+    return Heard(ranking.p(matching, other), causes, asked.bio)
 
 
 def _answered(asked: Asked, record: Record) -> Heard:

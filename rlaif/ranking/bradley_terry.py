@@ -1,21 +1,26 @@
-"""Bradley-Terry with soft counts and a position term.
+"""Bradley-Terry with soft counts, pooled over a run: what the judges are like, and then each prompt's posterior.
 
-Model (Bradley and Terry 1952; the order effect as in Davidson and Beaver 1977): candidate i beats j, shown first, with
-probability sigmoid(s_i - s_j + b), where b is the judge's bonus for the first place. A probability verdict p counts as
-p wins and 1 - p losses; a vote as one win or as two halves; a verdict of weight w as w verdicts. The fit is the maximum
-a posteriori under
+`posterior` states the model of a prompt, `reading` what counts as what. The instruments' parameters are few and pooled over
+all prompts. They maximise the evidence of all verdicts, the strengths integrated out, times
 
-    s_i ~ N(0, 100^2 / 2), so that a difference has standard deviation 100: it only keeps strengths finite;
-    b   ~ N(0, 10^2) for each judge that was read in both orders of some pair, and 0 for others: it cannot be known;
-    half a win to each side of every pair that has votes (Jeffreys' prior of a binomial): a vote is one draw of the
-    judge's preference, so two of two agreeing votes mean 0.83 and not 1. A probability is the preference itself.
+    b     ~ N(0, 2^2), the bonus for the first place, of every instrument that was read in both orders of some pair
+    log a ~ N(0, 0.5^2), the discrimination, of every instrument of pairs or lists that was heard often enough of a prompt
+            to be held against itself or against another instrument: games that close a circle, or ratings beside them
+    log-odds of r ~ N(those of 0.75, 1), the reliability, of every instrument of ratings that stands beside another one
 
-Where several judges spoke of a pair, each counts alike, however often it was asked: of a pair by itself the result is the
-mean of the judges' own probabilities, by their weights.
+and are b = 0, a = 1, r = 0.75 for others: of those they cannot be known. A judge by itself has an a, too: in simulations with
+a from 0.5 to 2 it keeps probabilities as often right as they say, where a = 1 is off by up to 0.06, and little is lost where
+all that it says has errors of its own. A judge that contradicts itself gets a small a, and
+all that it says a probability near one half. Judges of a jury weigh as much as they are worth, and more evidence is more. No
+judge is held to be better than two of the prior's standard deviations above its middle (a = 2.7, r = 0.96): one that always
+repeats itself may as well repeat an error.
 
-The position terms are few and pooled over all prompts; given them, each prompt is solved by itself. So they are fitted by
-Newton's method on the profile likelihood, in which the strengths have been maximised out: its gradient and curvature are
-sums over the prompts, taken chunk by chunk from a file. The first chunk alone gives the start: then two or three passes do.
+A probability counts as the mean of a draw that was not made. Strengths follow from means alone; but the evidence for a and r
+lies in how draws scatter, and means do not: taken as they are they ask for a too small and r too large. So these maximise the
+log evidence expected over the draws, to the second order: `evidence`.
+
+Fitted by Newton's method on sums over the prompts, taken chunk by chunk from a file. The first games alone give the start:
+then two or three passes do, and one more gives the posteriors.
 """
 
 from __future__ import annotations
@@ -23,32 +28,53 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.ranking.games import Block, Floats, Games, Ranked, within
+from rlaif.ranking.evidence import KINDS, Slope, slope
+from rlaif.ranking.games import Games
+from rlaif.ranking.posterior import win_probabilities
+from rlaif.ranking.propagation import CLOSE, RELIABILITY, Parameters, settle
+from rlaif.ranking.reading import Floats, Instrument, Ranked, within
 from rlaif.types import Ranking, Record, Verdict
 
-STRENGTH_SD = 100.0 / 2**0.5
-POSITION_SD = 10.0
-_CLOSE = 1e-6  # the error after a step of Newton's method is about the square of the step
+POSITION_SD = 2.0
+DISCRIMINATION_SD = 0.5
+RELIABILITY_SD = 1.0
+_BEST = 2.0
+_CLOSE, _CLOSE_ENOUGH = 1e-7, 3e-3
+_MOST_STEPS, _MOST_PASSES = 50, 3
+_LONGEST_STEP = 0.5
+_FLATTEST = 0.1
 _EQUAL = 1e-9
-_MOST_STEPS = 100
-_LONGEST_STEP = 3.0
 _HELD_BYTES = 2**20
-CHUNK_SIZE = 2**17
+CHUNK_SIZE = 2**14
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A prompt's posterior: means of the strengths, mean 0, and `wins[i][j]`, the probability that i is better than j."""
+
+    strengths: Sequence[float]
+    wins: Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """`position` is each judge's bonus for the first place, `strengths` yields each prompt's, mean 0, once, in order."""
+    """What the judges are like, and each prompt's posterior, yielded once, in order.
+
+    `position` is the bonus (log-odds) for the first place of each judge that compared two, `discrimination` how well each
+    instrument (judge, "pairs" or "lists") tells better from worse, 1 being what the prior expects, `reliability` the share
+    of quality in the variance of each judge's ratings.
+    """
 
     position: Mapping[str, float]
-    strengths: Iterator[list[float]]
+    discrimination: Mapping[Instrument, float]
+    reliability: Mapping[str, float]
+    posteriors: Iterator[Fitted]
 
 
 @contextmanager
@@ -59,116 +85,144 @@ def fit(ranked: Iterable[Ranked], *, chunk_size: int = CHUNK_SIZE) -> Iterator[F
     """
     with SpooledTemporaryFile(_HELD_BYTES) as file:
         games = Games(file, ranked, chunk_size)
-        position = _position(games)
-        yield Fit(dict(zip(games.judges, position.tolist(), strict=True)), _strengths(games, position))
+        found = _pooled(games)
+        named = list(games.instruments.items())
+        yield Fit(
+            {judge: float(found.position[k]) for (judge, form), k in named if form == "pairs"},
+            {(judge, form): float(found.discrimination[k]) for (judge, form), k in named if form != "ratings"},
+            {judge: float(found.reliability[k]) for (judge, form), k in named if form == "ratings"},
+            _posteriors(games, found),
+        )
 
 
-def _position(games: Games) -> Floats:
-    """The judges' position terms, in the order of `games.judges`."""
-    position = np.zeros(len(games.judges))
-    known = np.array([number in games.both_orders for number in range(len(position))], dtype=bool)
-    for most in sorted({1, len(games)}) if known.any() else ():
-        for _ in range(_MOST_STEPS):
-            gradient: Floats = -position / POSITION_SD**2
-            curvature: Floats = np.eye(len(position)) / POSITION_SD**2
-            for block in games.blocks(most):
-                if block.judge.max(initial=-1) >= 0:
-                    step = _settle(block, position)
-                    gradient, curvature = gradient + step.gradient, curvature + step.curvature
-            moved = np.zeros_like(position)
-            moved[known] = _capped(
-                np.asarray(np.linalg.solve(curvature[np.ix_(known, known)], gradient[known]), dtype=np.float64)
-            )
-            position = position + moved
-            if np.abs(moved).max() < _CLOSE:
+def _pooled(games: Games) -> Parameters:
+    """The parameters of the instruments, in the order of `games.instruments`."""
+    parameters = Parameters.start(games.scale())
+    free = _free(games)
+    if not free.any():
+        return parameters
+    search = _Search(free)
+    for _ in range(_MOST_STEPS):
+        parameters, step = search.step(parameters, _total(games, parameters, games.head))
+        if step < (_CLOSE if games.head is None else _CLOSE_ENOUGH):
+            break
+    if games.head is not None:
+        search.restart()
+        for _ in range(_MOST_PASSES):
+            parameters, step = search.step(parameters, _total(games, parameters))
+            if step < _CLOSE_ENOUGH:
                 break
-    return position
+    return parameters
 
 
-def _strengths(games: Games, position: Floats) -> Iterator[list[float]]:
+def _total(games: Games, parameters: Parameters, most: int | None = None) -> Slope:
+    """The gradient and the information of the first chunks and of the priors."""
+    total, close = _of_priors(parameters), CLOSE if games.head is None else _CLOSE_ENOUGH
+    for block in games.blocks(most):
+        if block.games or block.rated:
+            total += slope(block, parameters, settle(block, parameters, close=close))
+    return total
+
+
+def _free(games: Games) -> NDArray[np.bool_]:
+    """Which parameters can be known, in the order of `evidence`."""
+    free = np.zeros((KINDS, len(games.instruments)), dtype=bool)
+    for (_, form), number in games.instruments.items():
+        again = number in games.repeated
+        free[:, number] = number in games.both_orders, again and form != "ratings", again and form == "ratings"
+    return free.ravel()
+
+
+def _of_priors(parameters: Parameters) -> Slope:
+    precision = np.repeat([POSITION_SD**-2, DISCRIMINATION_SD**-2, RELIABILITY_SD**-2], len(parameters.position))
+    return Slope(-precision * _vector(parameters), np.diag(precision))
+
+
+class _Search:
+    """Newton's method on the `free` parameters, with the information corrected by how the gradient has changed.
+
+    The correction is the symmetric one of Powell (1970). Where the evidence is not concave a step goes up all the same, and
+    it is never long.
+    """
+
+    def __init__(self, free: NDArray[np.bool_]) -> None:
+        self._free = free
+        self._corrected = np.zeros((len(free), len(free)))
+        self._last: tuple[Floats, Floats] | None = None
+        self._size = 0.0
+
+    def restart(self) -> None:
+        """From here on there are more data."""
+        self._last = None
+
+    def step(self, parameters: Parameters, total: Slope) -> tuple[Parameters, float]:
+        """The parameters after a step, and its largest part."""
+        gradient, information = total.gradient, total.information
+        size = float(np.trace(information))
+        if self._last is None:
+            self._corrected *= size / self._size if self._size else 0.0
+        else:
+            moved, before = self._last
+            left = np.where(self._free, before - gradient - (information + self._corrected) @ moved, 0.0)
+            square = float(moved @ moved)
+            self._corrected += (np.outer(left, moved) + np.outer(moved, left)) / square
+            self._corrected -= float(left @ moved) / square**2 * np.outer(moved, moved)
+        values = _vector(parameters)
+        rising = np.flatnonzero(self._free & ((values < _ceilings(values)) | (gradient < 0.0)))
+        flat, axes = np.linalg.eigh((information + self._corrected)[np.ix_(rising, rising)])
+        moved = np.zeros(len(values))
+        moved[rising] = axes @ ((axes.T @ gradient[rising]) / np.maximum(np.abs(flat), _FLATTEST))
+        moved *= min(1.0, _LONGEST_STEP / max(float(np.abs(moved).max()), _LONGEST_STEP))
+        moved = np.minimum(moved, _ceilings(values) - values)
+        longest = float(np.abs(moved).max())
+        self._size, self._last = size, (moved, gradient) if longest > 0.0 else None
+        return _parameters(values + moved, parameters), longest
+
+
+def _vector(parameters: Parameters) -> Floats:
+    """The parameters in the order of `evidence`, the reliability's log-odds from those of the prior on."""
+    r = parameters.reliability
+    odds = np.log(r) - np.log1p(-r) - math.log(RELIABILITY / (1.0 - RELIABILITY))
+    return np.concatenate([parameters.position, np.log(parameters.discrimination), odds])
+
+
+def _parameters(vector: Floats, like: Parameters) -> Parameters:
+    position, discrimination, odds = vector.reshape(KINDS, -1)
+    r = 1.0 / (1.0 + np.exp(-odds) * (1.0 - RELIABILITY) / RELIABILITY)
+    return replace(like, position=position, discrimination=np.exp(discrimination), reliability=r)
+
+
+def _ceilings(vector: Floats) -> Floats:
+    return np.repeat([np.inf, _BEST * DISCRIMINATION_SD, _BEST * RELIABILITY_SD], len(vector) // KINDS)
+
+
+def _posteriors(games: Games, parameters: Parameters) -> Iterator[Fitted]:
     for count, blocks in games.chunks():
-        rows: list[list[float]] = [[]] * count
+        rows: list[Fitted] = [_NOTHING] * count
         for block in blocks:
-            if len(block.won):
-                _settle(block, position)
-                block.strengths[:] -= block.strengths.mean(axis=1, keepdims=True)
-            for prompt, row in zip(block.prompts.tolist(), block.strengths.tolist(), strict=True):
-                rows[prompt] = row
+            found = settle(block, parameters)
+            wins = win_probabilities(block, parameters, found).tolist()
+            strengths = (found.mean - found.mean.mean(axis=1, keepdims=True)).tolist() if block.n else found.mean.tolist()
+            for prompt, row, won in zip(block.prompts.tolist(), strengths, wins, strict=True):
+                rows[prompt] = Fitted(row, won)
         yield from rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """Newton's step of a block's strengths, and the block's share of the profile likelihood in the position terms."""
-
-    strengths: Floats
-    gradient: Floats
-    curvature: Floats
-
-
-def _settle(block: Block, position: Floats) -> _Step:
-    """Moves the block's strengths to their best, given the position terms; returns the last step."""
-    for _ in range(_MOST_STEPS):
-        step = _newton(block, position)
-        moved = _capped(step.strengths)
-        block.strengths[:] += moved
-        if np.abs(moved).max(initial=0.0) < _CLOSE:
-            break
-    return step
-
-
-def _newton(block: Block, position: Floats) -> _Step:
-    one, other, judge, judges = block.one, block.other, block.judge, len(position)
-    prompts, width = block.strengths.shape
-    strengths, cells = block.strengths.ravel(), block.strengths.size
-    expected = _sigmoid(strengths[one] - strengths[other] + np.append(position, 0.0)[judge])
-    surprise, weight = block.weight * (block.won - expected), block.weight * expected * (1.0 - expected)
-
-    gradient = _sums(one, surprise, cells) - _sums(other, surprise, cells) - strengths / STRENGTH_SD**2
-    met = _sums(one * width + other % width, weight, cells * width).reshape(prompts, width, width)
-    hessian = -met - met.transpose(0, 2, 1)
-    diagonal = np.arange(width)
-    total = _sums(one, weight, cells) + _sums(other, weight, cells) + 1.0 / STRENGTH_SD**2
-    hessian[:, diagonal, diagonal] += total.reshape(prompts, width)
-
-    ordered = np.flatnonzero(judge >= 0)
-    judge, surprise, weight = judge[ordered], surprise[ordered], weight[ordered]
-    cross = _sums(one[ordered] * judges + judge, weight, cells * judges)
-    cross -= _sums(other[ordered] * judges + judge, weight, cells * judges)
-    cross = cross.reshape(prompts, width, judges)
-
-    right = np.concatenate([gradient.reshape(prompts, width, 1), cross], axis=2)
-    solved = np.linalg.solve(hessian, right)
-    alone, with_position = solved[:, :, 0], solved[:, :, 1:]
-    return _Step(
-        alone,
-        _sums(judge, surprise, judges) - np.einsum("pkj,pk->j", cross, alone),
-        np.diag(_sums(judge, weight, judges)) - np.einsum("pkj,pkl->jl", cross, with_position),
-    )
-
-
-def _sums(cells: NDArray[np.integer[Any]], shares: Floats, size: int) -> Floats:
-    """The sum of the shares that fall into each of `size` cells."""
-    return np.asarray(np.bincount(cells, shares, size), dtype=np.float64)
-
-
-def _capped(step: Floats) -> Floats:
-    """The step, each prompt's shortened to at most 3: far from the solution Newton's method overshoots."""
-    longest = np.abs(step).max(axis=-1, keepdims=True, initial=0.0)
-    return np.asarray(step * np.minimum(1.0, _LONGEST_STEP / np.maximum(longest, _LONGEST_STEP)))
+_NOTHING = Fitted((), ())
 
 
 def rank(records: Sequence[Record], ranked_ids: Sequence[Sequence[str]]) -> list[Ranking]:
-    """A ranking of each record's `ranked_ids` from its verdicts, the position terms pooled over all records."""
+    """A ranking of each record's `ranked_ids` from its verdicts, the instruments' parameters pooled over all records."""
     ranked = [(ids, record.verdicts) for record, ids in zip(records, ranked_ids, strict=True)]
     with fit(ranked) as fitted:
-        return [ranking(*one, strengths) for one, strengths in zip(ranked, fitted.strengths, strict=True)]
+        return [ranking(*one, found) for one, found in zip(ranked, fitted.posteriors, strict=True)]
 
 
-def ranking(ids: Sequence[str], verdicts: Sequence[Verdict], strengths: Sequence[float]) -> Ranking:
-    """The ranking of `ids` with their fitted strengths, equal for equals; its scores are the ratings of a lone rating judge."""
-    fitted = _evened(strengths)
-    return Ranking(tuple(ids), fitted, _ratings(ids, within(ids, verdicts)) or fitted)
+def ranking(ids: Sequence[str], verdicts: Sequence[Verdict], found: Fitted) -> Ranking:
+    """The ranking of `ids` with their posterior, equal for equals; its scores are the ratings of a lone rating judge."""
+    strengths = _evened(found.strengths)
+    scores = _ratings(ids, within(ids, verdicts)) or strengths
+    return Ranking(tuple(ids), strengths, scores, tuple([tuple(row) for row in found.wins]))
 
 
 def _evened(strengths: Sequence[float]) -> tuple[float, ...]:
@@ -197,12 +251,3 @@ def _ratings(ids: Sequence[str], verdicts: Sequence[Verdict]) -> tuple[float, ..
     if not all(given.values()):
         return None
     return tuple(sum(scores) / len(scores) for scores in given.values())
-
-
-def _sigmoid(x: Floats) -> Floats:
-    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * x)))
-
-
-def win_probability(stronger: float, weaker: float) -> float:
-    """P(the first is better) from two strengths."""
-    return 0.5 * (1.0 + math.tanh(0.5 * (stronger - weaker)))

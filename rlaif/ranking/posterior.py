@@ -2,7 +2,7 @@
 
 Model (Bradley and Terry 1952; the order effect as in Davidson and Beaver 1977; judges of unequal worth as in Crowd-BT, Chen et
 al. 2013). Strengths s_i ~ N(0, 2^2) are log-odds: a difference has a standard deviation of 2.83, so that with nothing known
-the better one of two wins 86 % of an ideal judge's comparisons in the mean. Of an instrument m (`games`),
+the better one of two wins 83 % of an ideal judge's comparisons in the mean. Of an instrument m (`games`),
 
     a game       i, shown first, beats j with probability sigmoid(a_m (s_i - s_j) + b_m); it counts as often as it weighs
     ratings      z = ratings / k_m less a level of the prompt's own = sqrt(r_m) s / 2 + sqrt(1 - r_m) N(0, 1)
@@ -19,57 +19,20 @@ Everything works on a block of prompts at once, on pairs that met alone, and eac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.ranking.reading import MEDIAN_GAP, Block, Floats, Ints, Layer, Rated, Reader, sums
+from rlaif.ranking.propagation import Parameters, Posterior, cells_of, settle, surplus
+from rlaif.ranking.reading import MEDIAN_GAP, Block, Floats, Rated, Reader
 from rlaif.types import Verdict
 
-STRENGTH_SD = 2.0
-RELIABILITY = 0.75
-"""Of one judge by itself the reliability cannot be known: three quarters of the variance of its ratings are quality."""
 _PRIOR_RATINGS = 4
-_OUTLIER = 20.0
-_CLOSE = 1e-6
-_ROUGHLY = 0.1
-_LONGEST_STEP = 2.0
-_MOST_STEPS = 100
-_LEAST = 1e-12
-_POINTS, _MASSES = np.polynomial.hermite_e.hermegauss(12)
-_MASSES /= _MASSES.sum()
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """What is pooled over all prompts, by the instruments' numbers: see the module."""
-
-    position: Floats
-    discrimination: Floats
-    reliability: Floats
-    scale: Floats
-
-    @classmethod
-    def start(cls, scale: Floats) -> Parameters:
-        """No position bonus, games and ratings as the prior has them."""
-        return cls(np.zeros(len(scale)), np.ones(len(scale)), np.full(len(scale), RELIABILITY), scale)
-
-
-@dataclass(frozen=True, slots=True)
-class Posterior:
-    """A block's Gaussian approximation: `mean` (prompts, n), `covariance` (prompts, n, n), and of the sites' differences."""
-
-    mean: Floats
-    covariance: Floats
-    gap: Floats
-    variance: Floats
-
-    def nodes(self) -> Floats:
-        """The differences at which the sites' likelihoods are taken (sites, nodes)."""
-        return self.gap[:, None] + np.sqrt(self.variance)[:, None] * _POINTS
+_CLOSE_ENOUGH = 1e-4
+_NODES, _MASSES = np.polynomial.legendre.leggauss(16)
+_NODES, _MASSES = 0.5 * (_NODES + 1.0), 0.5 * _MASSES
+_REACH = 7.0
 
 
 def of_one(
@@ -79,6 +42,7 @@ def of_one(
 
     The ratings' scale k is their own standard deviation, shrunk to `rating_scale` as by four more ratings: 1.8 suits ratings of
     1 to 9. With None it is that of the pooled fit, from this prompt alone.
+    Good to about 1e-4.
     """
     reader = Reader({}, set())
     reader.add(ids, verdicts)
@@ -86,7 +50,7 @@ def of_one(
     scale = np.ones(len(reader.instruments))
     for rated in block.rated:
         scale[rated.instrument] = _own_scale(rated, rating_scale)
-    found = settle(block, Parameters.start(scale))
+    found = settle(block, Parameters.start(scale), close=_CLOSE_ENOUGH)
     return found.mean[0], found.covariance[0]
 
 
@@ -100,230 +64,32 @@ def _own_scale(rated: Rated, prior: float | None) -> float:
     return math.sqrt((_PRIOR_RATINGS * prior**2 + float(apart @ apart)) / (_PRIOR_RATINGS + max(len(ratings), 1) - 1))
 
 
-def settle(block: Block, parameters: Parameters) -> Posterior:
-    """The posterior of the block's prompts. Moves its sites there from where they are, or from the mode if they are new."""
-    prior = _prior(block, parameters)
-    if block.games:
-        if not block.precision.any():
-            _repeat(_Work.newton, _Work.of(block, parameters, *prior), block)
-        _repeat(_Work.sweep, _Work.of(block, parameters, *prior), block)
-    return _gaussian(*prior, block.one, block.other, block.precision, block.shift)
-
-
-def _repeat(step: Callable[[_Work, float], None], work: _Work, block: Block) -> None:
-    """Repeats the step until no prompt moves, and writes the sites; later steps are shorter, for those that swing."""
-    for count in range(_MOST_STEPS):
-        step(work, 1.0 if count < 10 else 0.7 if count < 20 else 0.3)
-        if not work.going.any():
-            break
-        if 4 * np.count_nonzero(work.going) < 3 * len(work.going):
-            work.write(block)
-            work = work.rest()
-    work.write(block)
-
-
-@dataclass(slots=True)
-class _Work:
-    """Sites that still move, with all that moves them; `place` is where they stand in the block, `going` is by prompt."""
-
-    prior: Floats
-    drift: Floats
-    one: Ints
-    other: Ints
-    cells: list[_Cells]
-    most: Floats
-    precision: Floats
-    shift: Floats
-    gap: Floats
-    place: NDArray[np.intp]
-    going: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, block: Block, parameters: Parameters, prior: Floats, drift: Floats) -> _Work:
-        cells = cells_of(block.layers, parameters)
-        size, going = len(block.one), np.ones(len(block.prompts), dtype=bool)
-        most = np.zeros(size)
-        for cell in cells:
-            most[: len(cell.wins)] += 0.25 * cell.slope**2 * cell.total
-        state = block.precision, block.shift, np.zeros(size)
-        return cls(prior, drift, block.one, block.other, cells, most, *state, np.arange(size), going)
-
-    def newton(self, damping: float) -> None:
-        """A step of Newton's method to the mode; the sites are the likelihoods' parabolas there."""
-        row = self.one // self.drift.shape[1]
-        slope, curvature = _derivatives(self.cells, self.gap)
-        self.precision = np.where(self.going[row], curvature, self.precision)
-        self.shift = np.where(self.going[row], slope + curvature * self.gap, self.shift)
-        found = _gaussian(self.prior, self.drift, self.one, self.other, self.precision, self.shift)
-        step = np.clip(damping * (found.gap - self.gap), -_LONGEST_STEP, _LONGEST_STEP)
-        self.gap = self.gap + step
-        self.going &= np.bincount(row, np.abs(step) > _ROUGHLY, len(self.going)) > 0.0
-
-    def sweep(self, damping: float) -> None:
-        """A step of expectation propagation for all sites at once.
-
-        A site is nowhere more curved than `most`, so by Brascamp and Lieb (1976) its approximation is neither.
-        """
-        row = self.one // self.drift.shape[1]
-        found = _gaussian(self.prior, self.drift, self.one, self.other, self.precision, self.shift)
-        mean, spread = _tilted(self.cells, self.precision, self.shift, found)
-        cavity = 1.0 / found.variance - self.precision
-        precision = np.clip(1.0 / spread - cavity, 0.0, self.most)
-        shift = mean * (precision + cavity) - (found.gap / found.variance - self.shift)
-        deviation = np.sqrt(found.variance)
-        moved = np.maximum(np.abs(precision - self.precision) * found.variance, np.abs(shift - self.shift) * deviation)
-        moves = damping * self.going[row]
-        self.precision = self.precision + moves * (precision - self.precision)
-        self.shift = self.shift + moves * (shift - self.shift)
-        self.going &= np.bincount(row, moved > _CLOSE, len(self.going)) > 0.0
-
-    def write(self, block: Block) -> None:
-        """Puts the sites back into their block."""
-        block.precision[self.place], block.shift[self.place] = self.precision, self.shift
-
-    def rest(self) -> _Work:
-        """The prompts that still move."""
-        n = self.drift.shape[1]
-        row = self.one // n
-        kept = np.flatnonzero(self.going[row])
-        back = (np.arange(len(self.going)) - np.cumsum(self.going) + 1)[row[kept]] * n
-        cells = []
-        for cell in self.cells:
-            head = kept[: np.searchsorted(kept, len(cell.wins))]
-            cells.append(_Cells(*(part[head] for part in cell)))
-        return _Work(
-            self.prior[self.going],
-            self.drift[self.going],
-            self.one[kept] - back,
-            self.other[kept] - back,
-            cells,
-            self.most[kept],
-            self.precision[kept],
-            self.shift[kept],
-            self.gap[kept],
-            self.place[kept],
-            self.going[self.going],
-        )
-
-
-class _Cells(NamedTuple):
-    """A layer under its instruments' parameters: `wins` of `total` were won with log-odds slope * gap + offset."""
-
-    slope: Floats
-    offset: Floats
-    wins: Floats
-    total: Floats
-
-
-def cells_of(layers: Sequence[Layer], parameters: Parameters) -> list[_Cells]:
-    """The layers under these parameters."""
-    return [
-        _Cells(
-            parameters.discrimination[layer.instrument],
-            parameters.position[layer.instrument] * layer.order,
-            layer.wins,
-            layer.total,
-        )
-        for layer in layers
-    ]
-
-
-def _derivatives(cells: Sequence[_Cells], gap: Floats) -> tuple[Floats, Floats]:
-    """(slope, - curvature) of each site's log-likelihood at its difference."""
-    slope, curvature = np.zeros_like(gap), np.zeros_like(gap)
-    for cell in cells:
-        size = len(cell.wins)
-        p = 0.5 * (1.0 + np.tanh(0.5 * (cell.slope * gap[:size] + cell.offset)))
-        slope[:size] += cell.slope * (cell.wins - cell.total * p)
-        curvature[:size] += cell.slope**2 * cell.total * p * (1.0 - p)
-    return slope, curvature
-
-
-def _tilted(cells: Sequence[_Cells], precision: Floats, shift: Floats, found: Posterior) -> tuple[Floats, Floats]:
-    """(mean, variance) of each pair's difference under its own likelihood times its cavity, by quadrature."""
-    weight, _ = _weighed(cells, precision, shift, found)
-    mean = weight @ _POINTS
-    spread = weight @ _POINTS**2 - mean**2
-    deviation = np.sqrt(found.variance)
-    return found.gap + deviation * mean, np.maximum(found.variance * spread, _LEAST)
-
-
-def _weighed(cells: Sequence[_Cells], precision: Floats, shift: Floats, found: Posterior) -> tuple[Floats, Floats]:
-    """(weights of the quadrature's nodes about the posterior, log mass): the likelihood in place of its approximation."""
-    weight = _surplus(cells, precision, shift, found.nodes())
-    top = weight.max(axis=1, initial=-np.inf, keepdims=True)
-    weight -= top
-    np.exp(weight, out=weight)
-    weight *= _MASSES
-    mass = weight.sum(axis=1, keepdims=True)
-    weight /= mass
-    return weight, (top + np.log(mass))[:, 0]
-
-
-def _surplus(cells: Sequence[_Cells], precision: Floats, shift: Floats, gap: Floats) -> Floats:
-    """The log-likelihood of each site less that of its approximation, at its differences (sites, nodes)."""
-    found = np.zeros_like(gap)
-    for cell in cells:
-        odds = gap[: len(cell.wins)] * cell.slope[:, None]
-        odds += cell.offset[:, None]
-        soft = np.abs(odds)
-        np.negative(soft, out=soft)
-        np.exp(soft, out=soft)
-        np.log1p(soft, out=soft)
-        soft += np.maximum(odds, 0.0)
-        odds *= cell.wins[:, None]
-        soft *= cell.total[:, None]
-        odds -= soft
-        found[: len(odds)] += odds
-    found -= gap * (shift[:, None] - (0.5 * precision)[:, None] * gap)
-    return found
-
-
-def _prior(block: Block, parameters: Parameters) -> tuple[Floats, Floats]:
-    """(precision, precision times mean) of the strengths before the games: their prior and the ratings."""
+def win_probabilities(block: Block, parameters: Parameters, found: Posterior) -> Floats:
+    """P(i better than j) of the block's prompts (prompts, n, n): 1/2 on the diagonal, mirrored exactly."""
     rows, n = block.size
-    diagonal = np.arange(n)
-    precision, drift = np.zeros((rows, n, n)), np.zeros((rows, n))
-    precision[:, diagonal, diagonal] = 1.0 / STRENGTH_SD**2
-    for rated in block.rated:
-        r = parameters.reliability[rated.instrument]
-        z = levelled(rated, parameters.scale[rated.instrument])
-        weight = rated.weight * (0.25 * r / (1.0 - r))
-        total = weight.sum(axis=1, keepdims=True)
-        share = weight / np.where(total > 0.0, total, 1.0)
-        precision -= weight[:, :, None] * share[:, None, :]
-        precision[:, diagonal, diagonal] += weight
-        z = z * (2.0 / math.sqrt(r))
-        drift += weight * (z - (share * z).sum(axis=1, keepdims=True))
-    return precision, drift
+    wins = np.full((rows, n, n), 0.5)
+    i, j = np.triu_indices(n, 1)
+    if len(block.one) < rows * len(i):
+        from scipy.special import ndtr  # it takes a third of a second to load
+
+        own = found.covariance[:, np.arange(n), np.arange(n)]
+        variance = own[:, i] + own[:, j] - 2.0 * found.covariance[:, i, j]
+        wins[:, i, j] = ndtr((found.mean[:, i] - found.mean[:, j]) / np.sqrt(variance))
+    if len(block.one):
+        wins[block.one // n, block.one % n, block.other % n] = _met(block, parameters, found)
+    wins[:, j, i] = 1.0 - wins[:, i, j]
+    return wins
 
 
-def levelled(rated: Rated, scale: float) -> Floats:
-    """Ratings in units of the scale about their prompt's median; beyond 20 of them only their logarithm goes on growing."""
-    known = rated.weight > 0.0
-    z = np.clip(rated.ratings / scale, -1e300, 1e300)
-    if z.size and np.abs(z).max() > _OUTLIER:
-        ordered = np.sort(np.where(known, z, np.inf), axis=1)
-        count, row = known.sum(axis=1), np.arange(len(z))
-        middle = 0.5 * ordered[row, np.maximum(count - 1, 0) // 2] + 0.5 * ordered[row, np.minimum(count // 2, z.shape[1] - 1)]
-        z -= np.where(count > 0, middle, 0.0)[:, None]
-        far = np.abs(z)
-        z = np.where(far > _OUTLIER, np.sign(z) * (_OUTLIER + np.log(np.maximum(far / _OUTLIER, 1.0))), z)
-    return np.where(known, z, 0.0)
-
-
-def _gaussian(prior: Floats, drift: Floats, one: Ints, other: Ints, precision: Floats, shift: Floats) -> Posterior:
-    """The product of prior and approximate sites."""
-    rows, n = drift.shape
-    whole, met = prior, one * n + other % max(n, 1)
-    if len(one):
-        size = rows * n
-        between = sums(met, precision, size * n).reshape(rows, n, n)
-        whole = prior - between - between.transpose(0, 2, 1)
-        whole.reshape(rows, n * n)[:, :: n + 1] += (sums(one, precision, size) + sums(other, precision, size)).reshape(rows, n)
-        drift = drift + (sums(one, shift, size) - sums(other, shift, size)).reshape(rows, n)
-    covariance = np.asarray(np.linalg.inv(whole), dtype=np.float64)
-    mean = (covariance @ drift[:, :, None])[:, :, 0]
-    flat, own = mean.ravel(), covariance.reshape(rows, n * n)[:, :: n + 1].ravel()
-    variance = own[one] + own[other] - 2.0 * covariance.ravel()[met]
-    return Posterior(mean, covariance, flat[one] - flat[other], np.maximum(variance, _LEAST))
+def _met(block: Block, parameters: Parameters, found: Posterior) -> Floats:
+    """P(one better than other) of each site, by quadrature on either side of equality: of equals exactly 1/2."""
+    cells, deviation = cells_of(block.layers, parameters), np.sqrt(found.variance)
+    apart = (np.abs(found.gap) + _REACH * deviation)[:, None] * _NODES
+    heights = []
+    for gaps in (apart, -apart):
+        height = surplus(cells, block.precision, block.shift, gaps)
+        height -= 0.5 * ((gaps - found.gap[:, None]) / deviation[:, None]) ** 2
+        heights.append(height)
+    top = np.maximum(heights[0].max(axis=1, initial=-np.inf), heights[1].max(axis=1, initial=-np.inf))[:, None]
+    above, below = (np.exp(height - top) @ _MASSES for height in heights)
+    return np.asarray(above / (above + below))

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +38,15 @@ class Layer:
     """At most one cell of each site: the games of a pair by one instrument in one order.
 
     `order` is 1 where the site's `one` was shown first, -1 where `other` was, 0 where order plays no part; of games with the
-    summed weight `total`, `one` won `wins`.
+    summed weight `total`, `one` won `wins`. `scatter` is the variance that the wins would have, were the games that are given
+    as probabilities played.
     """
 
     instrument: Ints
     order: Floats
     wins: Floats
     total: Floats
+    scatter: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,58 +95,91 @@ class Reader:
 
     def __init__(self, instruments: dict[Instrument, int], repeated: set[int]) -> None:
         self.counts = array("i")
-        self.size = 0
+        self.games = array("i")  # of each prompt
         self.instruments, self._repeated = instruments, repeated
-        self._games, self._won, self._weight = array("i"), array("d"), array("d")
+        self._met, self._by, self._won, self._weight = array("q"), array("i"), array("d"), array("d")
         self._rated, self._ratings = array("i"), array("d")
+        self.size = 0  # games and squares of the prompts' numbers of candidates, together
 
     def add(self, ids: Sequence[str], verdicts: Sequence[Verdict]) -> None:
         """Takes in a prompt's verdicts on `ids`."""
         place = {c: k for k, c in enumerate(ids)}
-        prompt, before, known = len(self.counts), len(self._won), self.instruments
+        try:
+            heard, games = self._heard(place, verdicts)
+        except KeyError:
+            heard, games = self._heard(place, within(ids, verdicts))
+        self._met.extend(games.met)
+        self._by.extend(games.by)
+        self._won.extend(games.won)
+        self._weight.extend(games.weight)
+        self._repeated.update(heard if len(heard) > 1 else (k for k, choices in heard.items() if choices >= len(ids)))
+        self.counts.append(len(ids))
+        self.games.append(len(games.met))
+        self.size += len(ids) ** 2 + len(games.met)
+
+    def _heard(self, place: Mapping[str, int], verdicts: Sequence[Verdict]) -> tuple[dict[int, int], _Games]:
+        """(choices made by each instrument, the games). Raises KeyError, with nothing kept, if another candidate was shown."""
+        known, n = self.instruments, len(place)
+        met, by, won, weights = games = _Games([], [], [], [])
         heard: dict[int, int] = {}
-        games, won, weights = self._games, self._won, self._weight
-        judge, pairs = None, -1
-        for verdict in within(ids, verdicts):
+        others: list[Verdict] = []
+        judge, number = None, -1
+        for verdict in verdicts:
             scores, shown = verdict.scores, verdict.shown
             if scores is None:
                 continue
-            if len(shown) != 2 or (verdict.scale == "rating" and _at_once(verdict, ids, verdicts)):
-                number, choices = self._add_other(prompt, place, verdict)
-                heard[number] = heard.get(number, 0) + choices
+            if len(shown) != 2 or (verdict.scale == "rating" and n == 2):
+                others.append(verdict)
                 continue
+            one, other = shown
+            met.append(place[one] * n + place[other])
             if verdict.judge != judge:
                 judge = verdict.judge
-                pairs = known.setdefault((judge, "pairs"), len(known))
+                number = known.setdefault((judge, "pairs"), len(known))
+                heard.setdefault(number, 0)
+            by.append(number)
             x, y = scores
-            games.extend((prompt, place[shown[0]], place[shown[1]], pairs))
-            won.append(_share(x, y, verdict.scale == "probability"))
+            if verdict.scale == "probability":
+                won.append(x / (x + y) if x + y > 0 else 0.5)
+            else:
+                won.append(1.0 if x > y else 0.0 if x < y else 0.5)
             weights.append(verdict.weight)
-            heard[pairs] = heard.get(pairs, 0) + 1
-        self._repeated.update(heard if len(heard) > 1 else (k for k, choices in heard.items() if choices >= len(ids)))
-        self.counts.append(len(ids))
-        self.size += len(ids) ** 2 + len(won) - before
+        for number in heard:
+            heard[number] = len(by) if len(heard) == 1 else by.count(number)
+        if others:
+            self._hear_others(place, others, heard, games)
+        return heard, games
 
-    def _add_other(self, prompt: int, place: Mapping[str, int], verdict: Verdict) -> tuple[int, int]:
-        """Puts down a verdict that shows one or more than two: (the instrument's number, how many choices it made)."""
-        shown, scores, known = verdict.shown, verdict.scores or (), self.instruments
-        if len(shown) == 1 or (verdict.scale == "rating" and len(shown) == len(place)):
-            number = known.setdefault((verdict.judge, "ratings"), len(known))
-            for c, score in zip(shown, scores, strict=True):
-                self._rated.extend((prompt, place[c], number))
-                self._ratings.extend((score, verdict.weight))
-            return number, 0
-        number = known.setdefault((verdict.judge, "lists"), len(known))
-        for (one, x), (other, y) in combinations(zip(shown, scores, strict=True), 2):
-            self._games.extend((prompt, place[one], place[other], number))
-            self._won.append(_share(x, y, verdict.scale == "probability"))
-            self._weight.append(2.0 * verdict.weight / len(shown))
-        return number, len(shown) - 1
+    def _hear_others(self, place: Mapping[str, int], verdicts: Sequence[Verdict], heard: dict[int, int], games: _Games) -> None:
+        """Puts down verdicts that show one, more than two, or both of two with ratings."""
+        known, n = self.instruments, len(place)
+        missing = [c for verdict in verdicts for c in verdict.shown if c not in place]
+        if missing:
+            raise KeyError(missing[0])
+        shown_by = {(verdict.judge, verdict.shown) for verdict in verdicts}
+        for verdict in verdicts:
+            judge, shown, scores = verdict.judge, verdict.shown, verdict.scores or ()
+            turned = len(shown) == 2 and (judge, shown[::-1]) in shown_by  # who rates both orders compares
+            if len(shown) == 1 or (verdict.scale == "rating" and len(shown) == n and not turned):
+                number = known.setdefault((judge, "ratings"), len(known))
+                for c, score in zip(shown, scores, strict=True):
+                    self._rated.extend((len(self.counts), place[c], number))
+                    self._ratings.extend((score, verdict.weight))
+                heard.setdefault(number, 0)
+                continue
+            number = known.setdefault((judge, "pairs" if len(shown) == 2 else "lists"), len(known))
+            heard[number] = heard.get(number, 0) + len(shown) - 1
+            for (one, x), (other, y) in combinations(zip(shown, scores, strict=True), 2):
+                games.met.append(place[one] * n + place[other])
+                games.by.append(number)
+                games.won.append(_share(x, y, verdict.scale == "probability"))
+                games.weight.append(2.0 * verdict.weight / len(shown))
 
     def blocks(self) -> Iterator[Block]:
         """The prompts by their numbers of candidates."""
-        counts, won, weight = np.array(self.counts), np.array(self._won), np.array(self._weight)
-        p, i, j, number = np.array(self._games).reshape(-1, 4).T
+        counts, met, by = np.array(self.counts), np.array(self._met), np.array(self._by)
+        won, weight = np.array(self._won), np.array(self._weight)
+        prompt = np.repeat(np.arange(len(counts)), np.array(self.games))
         rated_p, rated_i, rated_by = np.array(self._rated).reshape(-1, 3).T
         ratings = np.array(self._ratings).reshape(-1, 2)
         lists = np.array([form == "lists" for _, form in self.instruments], dtype=bool)
@@ -152,21 +187,22 @@ class Reader:
         for n in sorted(set(self.counts)):
             prompts = np.flatnonzero(counts == n).astype(np.int32)
             row[prompts] = np.arange(len(prompts))
-            mine = counts[p] == n
-            games = row[p[mine]], i[mine], j[mine], number[mine]
-            sites = _sites(n, *games, lists[games[3]], won[mine], weight[mine])
-            mine = counts[rated_p] == n
+            mine = np.flatnonzero(counts[prompt] == n)
+            number = by[mine]
+            sites = _sites(n, row[prompt[mine]], met[mine], number, lists[number], won[mine], weight[mine])
+            mine = np.flatnonzero(counts[rated_p] == n)
             cells = row[rated_p[mine]] * n + rated_i[mine]
             rated = _rated(len(prompts), n, cells, rated_by[mine], ratings[mine])
             yield Block(prompts, n, *sites, tuple(rated), np.zeros(len(sites[0])), np.zeros(len(sites[0])))
 
 
-def _at_once(verdict: Verdict, ids: Sequence[str], verdicts: Sequence[Verdict]) -> bool:
-    """Whether a judge that rated two rated all that there are, once: in both orders it compares."""
-    if len(ids) != 2:
-        return False
-    turned = verdict.shown[::-1]
-    return not any(v.judge == verdict.judge and v.shown == turned for v in verdicts)
+class _Games(NamedTuple):
+    """Of each game: the places n * one + other, the instrument, the share that one won, the weight."""
+
+    met: list[int]
+    by: list[int]
+    won: list[float]
+    weight: list[float]
 
 
 def _share(x: float, y: float, probable: bool) -> float:
@@ -177,31 +213,30 @@ def _share(x: float, y: float, probable: bool) -> float:
 
 
 def _sites(
-    n: int, row: Ints, i: Ints, j: Ints, number: Ints, free: NDArray[np.bool_], won: Floats, weight: Floats
+    n: int, row: Ints, met: NDArray[np.int64], number: Ints, free: NDArray[np.bool_], won: Floats, weight: Floats
 ) -> tuple[Ints, Ints, tuple[Layer, ...]]:
     """(one, other, layers) of a block: equal games merged into cells, the cells of a pair into a site."""
+    if not len(met):
+        return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int32), ()
+    i, j = met // n, met % n
     turned = i > j
-    one, other = np.where(turned, j, i), np.where(turned, i, j)
     order = np.where(free, 0, np.where(turned, -1, 1))
-    kinds = 3 * (int(number.max(initial=0)) + 1)
-    pair = (row.astype(np.int64) * n + one) * n + other
+    kinds = 3 * (int(number.max()) + 1)
+    pair = row.astype(np.int64) * (n * n) + np.where(turned, j * n + i, met)
     cells, where = np.unique(pair * kinds + 3 * number + order + 1, return_inverse=True)
     wins = sums(where, np.where(turned, 1.0 - won, won) * weight, len(cells))
     total = sums(where, weight, len(cells))
+    scatter = sums(where, weight * won * (1.0 - won), len(cells))
     pairs, first, sizes = np.unique(cells // kinds, return_index=True, return_counts=True)
     most = np.argsort(-sizes, kind="stable")
     pairs, first, sizes = pairs[most], first[most], sizes[most]
     layers = []
-    for depth in range(int(sizes.max(initial=0))):
+    for depth in range(int(sizes[0])):
         at = first[sizes > depth] + depth
         kind = cells[at] % kinds
-        layers.append(Layer((kind // 3).astype(np.int32), kind % 3 - 1.0, wins[at], total[at]))
-    base = pairs // (n * n) * n if n else pairs
-    return (
-        (base + pairs // max(n, 1) % max(n, 1)).astype(np.int32),
-        (base + pairs % max(n, 1)).astype(np.int32),
-        tuple(layers),
-    )
+        layers.append(Layer((kind // 3).astype(np.int32), kind % 3 - 1.0, wins[at], total[at], scatter[at]))
+    base = pairs // (n * n) * n
+    return (base + pairs // n % n).astype(np.int32), (base + pairs % n).astype(np.int32), tuple(layers)
 
 
 def sums(cells: NDArray[np.integer[Any]], shares: Floats, size: int) -> Floats:
