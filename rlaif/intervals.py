@@ -44,9 +44,10 @@ class ClusteredRate:
     The rate is the plain one, all trials alike. Its variance is that of a ratio over clusters (linearised; Cochran 1977,
     section 6; Liang and Zeger 1986), and the interval is Wilson's with the number of independent trials that would have this
     variance (Kish 1965; for Wilson's interval: Dean and Pagano 2015), less what a variance from few clusters is worth: times
-    (z / t)^2, with t of `freedom` degrees of freedom (Korn and Graubard 1998). With one trial a cluster it is `wilson`. Trials that
-    oppose each other (a pair asked in both orders of a judge that likes the first place) tell more than independent ones: up to
-    ten times as much is believed. Where all trials came out alike, nothing tells how dependent they are, and that number is the
+    (z / t)^2, with t of `freedom` degrees of freedom (Korn and Graubard 1998). With one trial a cluster it is `wilson`.
+
+    Trials that oppose each other (a pair asked in both orders of a judge that likes the first place) tell more than independent
+    ones: up to ten times as much is believed. Where all trials came out alike, nothing tells how dependent they are, and that number is the
     number of clusters; where all clusters did, it is the number of trials.
     """
 
@@ -179,8 +180,8 @@ def clustered_kappa(one: Sequence[int], other: Sequence[int], clusters: Sequence
         u = ((i = j) - o) / (1 - e) - (1 - o) / (1 - e)^2 * (b_i + a_j - 2 e)
 
     and its variance is that of the mean of u: G / (G - 1) * sum over clusters of (sum of u)^2 / n^2, for G clusters. With one
-    thing a cluster this is the variance of Fleiss, Cohen and Everitt (1969). The interval is kappa +- t * se with t of `freedom`
-    degrees of freedom, cut off at -1 and 1.
+    thing a cluster this is the variance of Fleiss, Cohen and Everitt (1969). The interval is kappa +- t * se with t of
+    `freedom` degrees of freedom, cut off at -1 and 1.
     """
     x, y = np.asarray(one, dtype=np.int64), np.asarray(other, dtype=np.int64)
     if not len(x):
