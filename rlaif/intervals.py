@@ -46,9 +46,9 @@ class ClusteredRate:
     variance (Kish 1965; for Wilson's interval: Dean and Pagano 2015), less what a variance from few clusters is worth: times
     (z / t)^2, with t of `freedom` degrees of freedom (Korn and Graubard 1998). With one trial a cluster it is `wilson`.
 
-    Trials that oppose each other (a pair asked in both orders of a judge that likes the first place) tell more than independent
-    ones: up to ten times as much is believed. Where all trials came out alike, nothing tells how dependent they are, and that number is the
-    number of clusters; where all clusters did, it is the number of trials.
+    Trials that oppose each other (a pair asked in both orders of a judge that likes the first place) tell more than
+    independent ones: up to ten times as much is believed. Where all trials came out alike, nothing tells how dependent they
+    are, and that number is the number of clusters; where all clusters did, it is the number of trials.
     """
 
     clusters: int = 0
