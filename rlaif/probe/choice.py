@@ -20,7 +20,8 @@ from rlaif.pairs import normalised
 
 _LETTER = re.compile(r"\(([ABab])\)")
 _TURNED = re.compile(
-    r"\b(?:not|cannot|never|neither|nor|without|against|reject\w*|disagree\w*|avoid\w*|exclud\w*|except|unlike|wrong"
+    r"\b(?:not|cannot (?:say|choose|pick|recommend)|never|neither|nor|without|against|reject\w*|disagree\w*|avoid\w*"
+    r"|exclud\w*|except|unlike|wrong"
     r"|rather than|instead of)\b|n['’]t\b|\b(?:if|whether)\s*[\"'“‘*]*$",
     re.IGNORECASE,
 )
@@ -48,8 +49,8 @@ def read(text: str, options: tuple[str, str]) -> int | str:
     letters = {match[1].lower() for match in found}
     if len(letters) == 2:
         return "both"
-    if is_refusal(text):
-        return "refusal"
     if any(_DENIED.match(text, match.end()) or _TURNED.search(_CLAUSE.split(text[: match.start()])[-1]) for match in found):
         return "negated"
+    if is_refusal(text):
+        return "refusal"
     return "ab".index(letters.pop()) if letters else "none"
