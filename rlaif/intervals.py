@@ -43,10 +43,12 @@ class ClusteredRate:
 
     The rate is the plain one, all trials alike. Its variance is that of a ratio over clusters (linearised; Cochran 1977,
     section 6; Liang and Zeger 1986), and the interval is Wilson's with the number of independent trials that would have this
-    variance (Kish 1965; for Wilson's interval: Dean and Pagano 2015). With one trial a cluster it is `wilson`. Trials that
-    oppose each other (a pair asked in both orders of a judge that likes the first place) tell more than independent ones: up to
-    ten times as much is believed. Where all trials came out alike, nothing tells how dependent they are, and that number is the
-    number of clusters; where all clusters did, it is the number of trials.
+    variance (Kish 1965; for Wilson's interval: Dean and Pagano 2015), less what a variance from few clusters is worth: times
+    (z / t)^2, with t of `freedom` degrees of freedom (Korn and Graubard 1998). With one trial a cluster it is `wilson`.
+
+    Trials that oppose each other (a pair asked in both orders of a judge that likes the first place) tell more than
+    independent ones: up to ten times as much is believed. Where all trials came out alike, nothing tells how dependent they
+    are, and that number is the number of clusters; where all clusters did, it is the number of trials.
     """
 
     clusters: int = 0
@@ -85,7 +87,7 @@ class ClusteredRate:
 
     @property
     def independent(self) -> float:
-        """How many independent trials would tell as much."""
+        """How many independent trials would tell as much, were their variance known."""
         rate = self.rate
         if rate is None or rate in (0.0, 1.0) or self.clusters < 2:
             return float(self.clusters)
@@ -98,7 +100,27 @@ class ClusteredRate:
     def interval(self, level: float = LEVEL) -> tuple[float, float] | None:
         """The interval of the rate, None without a trial."""
         rate = self.rate
-        return None if rate is None else _score_interval(rate, self.independent, level)
+        if rate is None:
+            return None
+        estimated = rate not in (0.0, 1.0) and self.trials > self.clusters > 1
+        worth = _worth(freedom(self.trials, self._trials2), level) if estimated else 1.0
+        return _score_interval(rate, self.independent * worth, level)
+
+
+def freedom(things: int, squares: int) -> float:
+    """The degrees of freedom of a variance over clusters: their effective number less one, 1 at least.
+
+    The effective number is (sum of sizes)^2 / sum of squared sizes, the number itself where all are of one size: one cluster of
+    40 beside seven of 1 tells hardly more than itself (Kish 1965; Carter, Schnepel and Steigerwald 2017).
+    """
+    return max(1.0, things**2 / squares - 1.0)
+
+
+@lru_cache(maxsize=4096)
+def _worth(of: float, level: float) -> float:
+    from scipy.stats import norm, t
+
+    return float(norm.ppf(0.5 + level / 2) / t.ppf(0.5 + level / 2, of)) ** 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +135,8 @@ class Estimate:
 def clustered_mean(values: Sequence[float], clusters: Sequence[int], level: float = LEVEL) -> Estimate:
     """The plain mean of values that come in clusters. Raises ValueError without a value.
 
-    The interval is mean +- t * se, with the cluster-robust error of Liang and Zeger (1986), corrected for few clusters, and t
-    of as many degrees of freedom as there are clusters less one (Cameron and Miller 2015): statsmodels' OLS on a constant.
+    The interval is mean +- t * se, with the cluster-robust error of Liang and Zeger (1986), corrected for few clusters
+    (statsmodels' OLS on a constant), and t of `freedom` degrees of freedom (Cameron and Miller 2015).
     The mean of differences between two judges, a pair each, is the paired comparison of the two.
     """
     y, groups = np.asarray(values, dtype=np.float64), np.asarray(clusters)
@@ -122,13 +144,20 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[int], level: floa
         raise ValueError("the mean of no values")
     if len(np.unique(groups)) < 2 or np.ptp(y) == 0.0:
         return Estimate(float(y.mean()))
+    from scipy.stats import t
     from statsmodels.regression.linear_model import OLS
 
-    found = OLS(y, np.ones(len(y))).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
-    if not found.bse[0] > 0.0:
-        return Estimate(float(y.mean()))
-    low, high = found.conf_int(1.0 - level)[0]
-    return Estimate(float(found.params[0]), (float(low), float(high)), float(found.pvalues[0]))
+    found = OLS(y, np.ones(len(y))).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    mean, se, of = float(found.params[0]), float(found.bse[0]), _freedom_of(groups)
+    if not se > 0.0:
+        return Estimate(mean)
+    half = float(t.ppf(0.5 + level / 2, of)) * se
+    return Estimate(mean, (mean - half, mean + half), float(2.0 * t.sf(abs(mean) / se, of)))
+
+
+def _freedom_of(clusters: NDArray[Any]) -> float:
+    sizes = np.unique(clusters, return_counts=True)[1]
+    return freedom(int(sizes.sum()), int(sizes @ sizes))
 
 
 def kappa(table: NDArray[Any]) -> float | None:
@@ -151,8 +180,8 @@ def clustered_kappa(one: Sequence[int], other: Sequence[int], clusters: Sequence
         u = ((i = j) - o) / (1 - e) - (1 - o) / (1 - e)^2 * (b_i + a_j - 2 e)
 
     and its variance is that of the mean of u: G / (G - 1) * sum over clusters of (sum of u)^2 / n^2, for G clusters. With one
-    thing a cluster this is the variance of Fleiss, Cohen and Everitt (1969). The interval is kappa +- t * se with G - 1
-    degrees of freedom, cut off at -1 and 1.
+    thing a cluster this is the variance of Fleiss, Cohen and Everitt (1969). The interval is kappa +- t * se with t of
+    `freedom` degrees of freedom, cut off at -1 and 1.
     """
     x, y = np.asarray(one, dtype=np.int64), np.asarray(other, dtype=np.int64)
     if not len(x):
@@ -174,7 +203,7 @@ def clustered_kappa(one: Sequence[int], other: Sequence[int], clusters: Sequence
         return Estimate(value)
     from scipy.stats import t
 
-    half = float(t.ppf(0.5 + level / 2, count - 1)) * math.sqrt(variance)
+    half = float(t.ppf(0.5 + level / 2, _freedom_of(groups))) * math.sqrt(variance)
     return Estimate(value, (max(-1.0, value - half), min(1.0, value + half)))
 
 

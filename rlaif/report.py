@@ -17,6 +17,7 @@ import typer
 
 from rlaif import results, trust
 from rlaif.export import write_whole
+from rlaif.keys import digest
 from rlaif.rundir import writing
 
 if TYPE_CHECKING:
@@ -149,7 +150,10 @@ def _span(found: Mapping[str, Any]) -> str:
 
 
 def _plot(draw: Any, height: float = 2.8) -> str:
-    """What `draw` draws into axes, as an SVG element without a head, metadata, names of namespaces or clickable parts."""
+    """What `draw` draws into axes, as an SVG element without a head, metadata, names of namespaces or clickable parts.
+
+    Its ids begin with a hash of the plot, as those of several plots on a page would be the same.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -160,7 +164,8 @@ def _plot(draw: Any, height: float = 2.8) -> str:
         figure.savefig(into, format="svg", metadata={"Date": None})
     svg = into.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # inside a page these are known
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)  # inside a page these are known
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1p{digest(svg, 8)}-", svg)
 
 
 def _places(axes: Axes, judges: Mapping[str, Any]) -> None:
@@ -179,7 +184,8 @@ def _by_gap(axes: Axes, gaps: Sequence[Mapping[str, Any]]) -> None:
     axes.axhline(0.5, color="grey", linestyle=":")
     axes.set_xticks(places, [_span(gap) for gap in gaps])
     axes.set(ylim=(-0.02, 1.02), xlabel="longer / shorter text, characters")
-    axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.2))
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 1.2))
 
 
 def _histogram(axes: Axes, name: str, bins: Sequence[Mapping[str, Any]]) -> None:

@@ -307,7 +307,8 @@ def test_the_report_of_a_killed_run_and_of_the_whole_one(tmp_path, room: Room):
     assert "first shown wins" in rlaif(*command).stdout
     assert room.repeats() <= 4  # those in flight when it was killed
     said = "\n".join(report(out))
-    assert "40 of 40 prompts" in said and "<svg" in (out / "report.html").read_text()
+    ids = re.findall(r'\bid="([^"]*)"', text := (out / "report.html").read_text())
+    assert "40 of 40 prompts" in said and text.count("<svg") == 3 and len(ids) == len(set(ids))
     assert f"of {summary(out)['audit']['longer_chosen']['n']} pairs of unequal length" in said
 
 

@@ -46,6 +46,18 @@ def test_the_interval_of_accuracy_over_both_orders_holds_its_level(prompts, bias
     assert 0.93 <= held(found, truth) <= 0.97
 
 
+def test_an_interval_holds_its_level_where_one_prompt_has_most_of_the_pairs():
+    rng = np.random.default_rng(3)
+    rates, means = [], []
+    for _ in range(300):
+        sizes = rng.choice([1, 1, 1, 1, 40], 12)
+        right = rng.random(sizes.sum()) < np.repeat(rng.beta(4, 1, 12), sizes)
+        where = np.repeat(np.arange(12), sizes)
+        rates.append(ClusteredRate.of(right, where).interval())
+        means.append(clustered_mean(right.astype(float), where).interval or (right.mean(), right.mean()))
+    assert held(rates, 0.8) > 0.85 and held(means, 0.8) > 0.8  # of z and of t(11): 0.71, 0.70
+
+
 def test_the_interval_of_a_paired_difference_holds_its_level():
     """Two judges that err on the same pairs: single orders of each, two pairs a prompt."""
     rng = np.random.default_rng(8)
@@ -121,6 +133,8 @@ def test_calibration_by_hand():
     assert [(b["from"], b["pairs"]) for b in found["bins"]] == [(0.5, 1), (0.9, 3), (0.95, 1)]
     assert [b["accuracy"] for b in found["bins"]] == pytest.approx([0.5, 2 / 3, 1.0], abs=1e-6)
     assert found["ece"] == pytest.approx(3 / 5 * ((0.92 + 0.92 + 0.94) / 3 - 2 / 3), abs=1e-6)
+    almost = calibration([(0.5 + 1e-9, 1.0), (0.5 - 1e-9, 1.0), (0.5 + 1e-9, 0.0)])  # a tie, whatever the fit left of it
+    assert almost["ece"] == 0.0 and [b["accuracy"] for b in almost["bins"]] == [0.5]
 
 
 def test_a_coin_has_its_expected_values():

@@ -33,6 +33,7 @@ from rlaif.calibration import fit
 from rlaif.data.gold import GoldPair
 from rlaif.evaluation.judged import Judged, Opinion
 from rlaif.intervals import ClusteredRate, Estimate, clustered_kappa, clustered_mean
+from rlaif.pairs import TIE
 
 CLIP = 1e-6
 BINS = 10
@@ -199,7 +200,7 @@ def calibration(known: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
     bins: list[list[tuple[float, float]]] = [[] for _ in range(BINS)]
     for p, y in known:
         sure = max(p, 1.0 - p)
-        right = 0.5 if p == 0.5 else float((p > 0.5) == (y == 1.0))
+        right = 0.5 if abs(p - 0.5) < TIE else float((p > 0.5) == (y == 1.0))
         bins[min(int((sure - 0.5) * 2 * BINS), BINS - 1)].append((sure, right))
     listed = []
     for place, inside in enumerate(bins):

@@ -5,7 +5,8 @@ unreadable for one of these causes:
 
     empty      there is nothing in it
     both       it has both letters
-    negated    the letter stands behind a word that turns it round ("not (A)", "rather than (A)")
+    negated    the letter stands with words that turn it round ("not (A)", "rather than (A)", "(A) is wrong") or leave it open
+               ("if (A)")
     refusal    it declines
     none       it names neither
 """
@@ -19,8 +20,14 @@ from rlaif.pairs import normalised
 
 _LETTER = re.compile(r"\(([ABab])\)")
 _TURNED = re.compile(
-    r"\b(?:not|never|neither|nor|without|against|reject\w*|disagree\w*|avoid\w*|exclud\w*|except|unlike|wrong|rather than"
-    r"|instead of)\b|n['’]t\b",
+    r"\b(?:not|cannot (?:say|choose|pick|recommend)|never|neither|nor|without|against|reject\w*|disagree\w*|avoid\w*"
+    r"|exclud\w*|except|unlike|wrong"
+    r"|rather than|instead of)\b|n['’]t\b|\b(?:if|whether)\s*[\"'“‘*]*$",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(
+    r"[\"'”’*]*\s+(?:isn['’]t|wasn['’]t|(?:doesn|can|won|wouldn|couldn)['’]t|cannot|(?:is|was|seems|looks|would be|sounds)\s+"
+    r"(?:\w+\s+)?(?:not|wrong|incorrect|false|mistaken|worse)\b)",
     re.IGNORECASE,
 )
 _CLAUSE = re.compile(r"[.!?;:,\n]")
@@ -42,7 +49,7 @@ def read(text: str, options: tuple[str, str]) -> int | str:
     letters = {match[1].lower() for match in found}
     if len(letters) == 2:
         return "both"
-    if any(_TURNED.search(_CLAUSE.split(text[: match.start()])[-1]) for match in found):
+    if any(_DENIED.match(text, match.end()) or _TURNED.search(_CLAUSE.split(text[: match.start()])[-1]) for match in found):
         return "negated"
     if is_refusal(text):
         return "refusal"
