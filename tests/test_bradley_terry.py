@@ -435,3 +435,27 @@ def test_candidates_of_equal_ratings_have_equal_strengths_to_the_last_bit(n):
         (found,) = rank([rated], [list(ids)])
         assert len(set(found.strengths)) == len(set(ratings))
         assert sorted(ids, key=lambda c: -found.strengths[ids.index(c)]) == sorted(ids, key=lambda c: -ratings[ids.index(c)])
+
+
+def rated_alone(ratings) -> tuple[list[str], list[Verdict]]:
+    ids = [f"c{k}" for k in range(len(ratings))]
+    return ids, [Verdict("j", (c,), (float(x),)) for c, x in zip(ids, ratings, strict=True)]
+
+
+def test_hundreds_of_ratings_of_one_prompt_are_as_good_as_eight_of_many():
+    """The first prompt alone has more differences than are kept of a run, and its scale is still found."""
+    rng = np.random.default_rng(4)
+    with fit([rated_alone(rng.normal(0.0, 3.0, 500)) for _ in range(3)]) as found:
+        wide = [max(p.strengths) for p in found.posteriors]
+    with fit([rated_alone(3.0 * x) for x in rng.normal(0.0, 1.0, (400, 8))]) as found:
+        narrow = [max(p.strengths) for p in found.posteriors]
+    assert np.mean(wide) / 3.04 == pytest.approx(np.mean(narrow) / 1.42, rel=0.15)  # E[max] of 500 and of 8 normal draws
+
+
+def test_ratings_of_every_second_prompt_alone_find_their_scale():
+    rng = np.random.default_rng(5)
+    rated = [rated_alone(3.0 * x) for x in rng.normal(0.0, 1.0, (600, 40))]
+    with fit([prompt for one in rated for prompt in (one, (["a"], []))][1:], chunk_size=2000) as found:
+        every_second = [p.strengths for p in found.posteriors if len(p.strengths) > 1]
+    with fit(rated) as found:
+        assert every_second[0] == pytest.approx(list(found.posteriors)[1].strengths, rel=0.05)
