@@ -218,9 +218,9 @@ def schedules(n: int, form: str, *, curves: bool) -> dict[str, Schedule]:
     found |= {"listwise": Every(4, 2), "all listed twice": Every(n, 2), "adaptive": Adaptive(rates=rates)}
     if not rates:
         found["adaptive, rated"] = Adaptive()
-    caps = sorted({round(n * times) for times in CAPS} | {default_calls(n)})
+    caps = sorted({2, n, default_calls(n)} | {round(n * times) for times in CAPS})  # 2: ranked together only
     found |= {f"adaptive, {k} calls": Adaptive(k, rates=rates) for k in caps if curves and k < n * (n - 1)}
-    found |= {f"some pairs, {k} calls": Every(2, most=k) for k in (2 * n, 4 * n) if curves and k < n * (n - 1)}
+    found |= {f"some pairs, {k} calls": Every(2, most=k) for k in (2, n, 2 * n, 4 * n) if curves and k < n * (n - 1)}
     return found | {"swiss": Swiss(), "elimination": Elimination(), "random pair": RandomPair()}
 
 

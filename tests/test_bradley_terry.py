@@ -390,27 +390,27 @@ def test_records_of_any_size_stand_side_by_side():
 
 
 @pytest.mark.slow
-def test_one_wide_record_among_thousands_takes_little_memory_and_is_ranked_as_alone():
+def test_one_wide_record_among_hundreds_takes_little_memory_and_is_ranked_as_alone():
     rng = random.Random(1)
     wide = [f"c{k}" for k in range(300)]
     quality = {i: rng.gauss(0, 1) for i in wide}
     shown = [pair for k in range(300) for other in rng.sample(range(300), 3) if k != other for pair in [(wide[k], wide[other])]]
     said = [soft(i, j, sigmoid(quality[i] - quality[j] + 0.4), "wide") for i, j in shown]
     narrow = [
-        ("abcd", [soft("a", "b", 0.9), soft("c", "b", 0.6), soft("d", "a", 0.2), soft("b", "d", 0.8)]) for _ in range(1000)
+        ("abcd", [soft("a", "b", 0.9), soft("c", "b", 0.6), soft("d", "a", 0.2), soft("b", "d", 0.8)]) for _ in range(500)
     ]
     with fit([(wide, said)]) as fitted:
         (alone,), known = fitted.posteriors, fitted
     tracemalloc.start()
     try:
-        with fit([*narrow[:400], (wide, said), *narrow[400:]]) as fitted:
+        with fit([*narrow[:200], (wide, said), *narrow[200:]]) as fitted:
             posteriors = list(fitted.posteriors)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 30e6
     assert fitted.position["wide"] == pytest.approx(known.position["wide"], abs=1e-3)
-    assert posteriors[400].strengths == pytest.approx(alone.strengths, abs=1e-2)
+    assert posteriors[200].strengths == pytest.approx(alone.strengths, abs=1e-2)
     assert posteriors[0].strengths == pytest.approx(posteriors[-1].strengths, abs=1e-9) and len(posteriors[0].wins) == 4
 
 
@@ -435,3 +435,27 @@ def test_candidates_of_equal_ratings_have_equal_strengths_to_the_last_bit(n):
         (found,) = rank([rated], [list(ids)])
         assert len(set(found.strengths)) == len(set(ratings))
         assert sorted(ids, key=lambda c: -found.strengths[ids.index(c)]) == sorted(ids, key=lambda c: -ratings[ids.index(c)])
+
+
+def rated_alone(ratings) -> tuple[list[str], list[Verdict]]:
+    ids = [f"c{k}" for k in range(len(ratings))]
+    return ids, [Verdict("j", (c,), (float(x),)) for c, x in zip(ids, ratings, strict=True)]
+
+
+def test_hundreds_of_ratings_of_one_prompt_are_as_good_as_eight_of_many():
+    """The first prompt alone has more differences than are kept of a run, and its scale is still found."""
+    rng = np.random.default_rng(4)
+    with fit([rated_alone(rng.normal(0.0, 3.0, 500)) for _ in range(3)]) as found:
+        wide = [max(p.strengths) for p in found.posteriors]
+    with fit([rated_alone(3.0 * x) for x in rng.normal(0.0, 1.0, (400, 8))]) as found:
+        narrow = [max(p.strengths) for p in found.posteriors]
+    assert np.mean(wide) / 3.04 == pytest.approx(np.mean(narrow) / 1.42, rel=0.15)  # E[max] of 500 and of 8 normal draws
+
+
+def test_ratings_of_every_second_prompt_alone_find_their_scale():
+    rng = np.random.default_rng(5)
+    rated = [rated_alone(3.0 * x) for x in rng.normal(0.0, 1.0, (600, 40))]
+    with fit([prompt for one in rated for prompt in (one, (["a"], []))][1:], chunk_size=2000) as found:
+        every_second = [p.strengths for p in found.posteriors if len(p.strengths) > 1]
+    with fit(rated) as found:
+        assert every_second[0] == pytest.approx(list(found.posteriors)[1].strengths, rel=0.05)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.intervals import sign_test, wilson
@@ -24,6 +24,7 @@ def test_wilson_as_published(successes, trials, low, high):
     assert wilson(successes, trials) == pytest.approx((low, high), abs=6e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_wilson_holds_its_proportion_and_mirrors(pair):
     successes, trials = pair

@@ -247,6 +247,12 @@ def test_what_adaptive_takes_by_default() -> None:
         assert Adaptive().calls(count).total() == default_calls(count) <= count * (count - 1)
 
 
+def test_a_plan_has_no_half_of_a_duel() -> None:
+    alike = Oracle([0.5] * 6)  # no duel is worth less than another: all that may be asked for are
+    for most in range(6, 20):
+        assert Counter(map(len, flat(ask(Adaptive(most), alike)[0]))) == Adaptive(most).calls(6)
+
+
 @given(count=COUNTS, seed=SEEDS, soft=st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_an_oracle_needs_few_calls(count: int, seed: int, soft: bool) -> None:

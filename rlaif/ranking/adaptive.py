@@ -121,7 +121,8 @@ class Adaptive:
         if count * (count - 1) <= (self.most or default_calls(count)):
             return Every(2, most=self.most).calls(count)
         scores = Counter({1: count}) if self._rates(count) else Counter(map(len, _lists(count, 0)[: self.most]))
-        return scores + Counter({2: 2 * _duels(count) if self.most is None else self.most - scores.total()})
+        duels = _duels(count) if self.most is None else (self.most - scores.total()) // 2
+        return scores + Counter({2: 2 * duels})
 
 
 def default_calls(count: int) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rlaif.ranking.reading import MEDIAN_GAP, Block, Floats, Instrument, Layer, Ranked, Rated, Reader
 
 _MOST_GAPS = 2**16
+_MOST_RATINGS = 64  # of a prompt that gaps are taken between: 2,016 of them
 _HEAD = 100_000
 
 
@@ -132,30 +133,39 @@ def _in_both_orders(block: Block) -> set[int]:
 
 
 class _Gaps:
-    """Differences between ratings of a prompt: of every prompt, or of every 2nd, 4th, ... where they grow too many."""
+    """Differences between ratings of a prompt: of every prompt, or of about every 2nd, 4th, ... where they grow too many."""
 
     def __init__(self) -> None:
         self._every = 1
-        self._kept: list[tuple[NDArray[np.int64], Floats]] = []
+        self._kept: list[tuple[NDArray[np.uint64], Floats]] = []
 
     def add(self, prompts: NDArray[Any], rated: Rated) -> None:
         """Takes in the unequal ones of the block's ratings; `prompts` are their numbers in the whole fit."""
-        kept = prompts % self._every == 0
-        ratings = np.where(rated.weight[kept] > 0.0, rated.ratings[kept], np.nan)
+        mixed = (prompts.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)  # no pattern in them counts
+        kept = mixed % np.uint64(self._every) == 0
+        ratings = _quantiles(np.where(rated.weight[kept] > 0.0, rated.ratings[kept], np.nan))
         i, j = np.triu_indices(ratings.shape[1], 1)
         with np.errstate(over="ignore"):
             gaps = np.abs(ratings[:, i] - ratings[:, j])
         where, _ = found = np.nonzero(gaps > 0.0)
-        self._kept.append((prompts[kept][where].astype(np.int64), gaps[found]))
-        while sum(len(gaps) for _, gaps in self._kept) > _MOST_GAPS and len(self._kept[0][0]):
-            self._every *= 2
-            chosen = [(numbers % self._every == 0, numbers, gaps) for numbers, gaps in self._kept]
+        self._kept.append((mixed[kept][where], gaps[found]))
+        while sum(len(gaps) for _, gaps in self._kept) > _MOST_GAPS:
+            chosen = [(numbers % np.uint64(2 * self._every) == 0, numbers, gaps) for numbers, gaps in self._kept]
             thinned = [(numbers[yes], gaps[yes]) for yes, numbers, gaps in chosen]
             if not any(len(gaps) for _, gaps in thinned):
                 break
-            self._kept = thinned
+            self._every, self._kept = 2 * self._every, thinned
 
     def scale(self) -> float:
         """The standard deviation of normal ratings whose differences have this median: robust against outliers."""
         gaps = np.concatenate([gaps for _, gaps in self._kept]) if self._kept else np.zeros(0)
         return float(min(np.median(gaps) / MEDIAN_GAP, 1e300)) if len(gaps) else 1.0
+
+
+def _quantiles(ratings: Floats) -> Floats:
+    """The ratings (prompts, n) as they are; of prompts with very many, quantiles of each one's. NaN is no rating."""
+    if ratings.shape[1] <= _MOST_RATINGS:
+        return ratings
+    ordered = np.sort(ratings, axis=1)  # NaN last
+    places = (np.arange(_MOST_RATINGS) + 0.5) / _MOST_RATINGS * np.sum(~np.isnan(ordered), axis=1, keepdims=True)
+    return np.asarray(np.take_along_axis(ordered, places.astype(np.intp), axis=1))
