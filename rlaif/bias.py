@@ -97,7 +97,7 @@ class Bias:
         unread = [v for v in verdicts if v.scores is None]
         _count(found, ("no_verdict", name), len(unread), len(verdicts))
         for verdict in unread:
-            cause = (verdict.error or "no_verdict").partition(":")[0][:_LONGEST_CAUSE]
+            cause = str(verdict.cause)[:_LONGEST_CAUSE]
             self._causes[cause if cause in self._causes or len(self._causes) < _MOST_CAUSES else "other"] += 1
 
     def _agree(self, views: Mapping[str, Mapping[Pair, int]]) -> None:
