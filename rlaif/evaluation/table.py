@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rlaif import tables
+from rlaif.tables import GAP, aligned
+
 _WIDEST_NAME = 44
 _MOST_CATEGORIES, _MOST_COMPARED = 12, 10
-_GAP = "  "
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
 
 def readable(text: str, most: int = _WIDEST_NAME) -> str:
-    """A name of the user's or of a file's, as one line without control characters, cut in its middle where it is too long."""
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    half = (most - 1) // 2
-    return line if len(line) <= most else f"{line[:half]}…{line[-half:]}"
+    """A name as tables show it."""
+    return tables.readable(text, most)
 
 
 def percent(rate: dict[str, Any] | None) -> str:
@@ -91,7 +91,7 @@ def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: i
     """The columns that fit, and the names of the others."""
     used = max((len(readable(row["judge"])) for row in rows), default=0)
     for place, (name, cell) in enumerate(columns):
-        used += len(_GAP) + max(len(name), *(len(cell(row)) for row in rows))
+        used += len(GAP) + max(len(name), *(len(cell(row)) for row in rows))
         if width is not None and used > width and place > 1:
             return list(columns[:place]), [name for name, _ in columns[place:]]
     return list(columns), []
@@ -102,14 +102,7 @@ def _table(columns: Sequence[Column], rows: Sequence[dict[str, Any] | None]) -> 
     cells += [
         [""] * (len(columns) + 1) if row is None else [readable(row["judge"]), *(c(row) for _, c in columns)] for row in rows
     ]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(columns) + 1)]
-    return [
-        _GAP.join(
-            text.ljust(size) if place == 0 else text.rjust(size)
-            for place, (text, size) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    return aligned(cells)
 
 
 def _missing(judges: Sequence[dict[str, Any]]) -> str:
