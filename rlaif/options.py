@@ -82,14 +82,14 @@ _JUDGING = {
     "accept_judge": _option(bool, "--accept-judge", help="Go on with a judge that fails its planted checks."),
     "checks": _option(bool, "--checks/--no-checks", help="Planted checks of LLM and reward-model judges. [default: --checks]"),
     "check_gold": _option(str, metavar="FILE", help="Gold pairs, of which 20 are planted among the checks."),
-    "calibration": _option(
-        str, metavar="FILE", help="The calibration.json that rlaif eval-judge made of this judge: maps p_chosen through it."
-    ),
     "judge_timeout_s": _option(
         float, "--judge-timeout", metavar="S", help="Seconds for one call of a judge that is a function. [default: 300]"
     ),
 }
 _PAIRS = {
+    "calibration": _option(
+        str, metavar="FILE", help="The calibration.json that rlaif eval-judge made of this judge: maps p_chosen through it."
+    ),
     "select": _option(
         str,
         metavar="RULE",

@@ -73,28 +73,28 @@ _EXPLAINED = (
 
 
 def lines(found: dict[str, Any], width: int | None = None) -> list[str]:
-    """The table and its notes; columns beyond `width` characters are left out, from the right."""
+    """The table and its notes; columns beyond `width` characters go on in a table below, under the same names."""
     judges, plain = found["judges"], found["baselines"]
     columns = [c for c in COLUMNS if any(c[1](row) != "-" for row in (*judges, *plain))]
-    shown, hidden = _fitting(columns, [*judges, *plain], width)
-    table = _table(shown, [*judges, None, *plain])
     said = [f"{found['pairs']} gold pairs of {found['prompts']} prompts, {found['gold_ties']} of them ties, which are left out"]
     if any(row["pairs"]["without_verdicts"] for row in judges):
         said.append("gold pairs without verdicts: " + _missing(judges))
-    said += ["", *table, "", _EXPLAINED]
-    if hidden:
-        said.append(f"not shown, as the terminal is narrow: {', '.join(hidden)}")
+    while columns:
+        shown = _fitting(columns, [*judges, *plain], width)
+        said += ["", *_table(columns[:shown], [*judges, None, *plain])]
+        columns = columns[shown:]
+    said += ["", _EXPLAINED]
     return [*said, *_causes(judges), *_compared(found["paired"]), *_categories(judges)]
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int | None) -> tuple[list[Column], list[str]]:
-    """The columns that fit, and the names of the others."""
+def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int | None) -> int:
+    """How many of the columns fit, two at least."""
     used = max((len(readable(row["judge"])) for row in rows), default=0)
     for place, (name, cell) in enumerate(columns):
         used += len(GAP) + max(len(name), *(len(cell(row)) for row in rows))
         if width is not None and used > width and place > 1:
-            return list(columns[:place]), [name for name, _ in columns[place:]]
-    return list(columns), []
+            return place
+    return len(columns)
 
 
 def _table(columns: Sequence[Column], rows: Sequence[dict[str, Any] | None]) -> list[str]:
@@ -130,11 +130,12 @@ def _compared(paired: Sequence[dict[str, Any]]) -> list[str]:
         if not listed:
             continue
         said += ["", f"accuracy, in points, less that of {readable(one['reference'])} on the same pairs:"]
+        widest = max(len(readable(d["judge"])) for d in listed[:_MOST_COMPARED])
         for difference in listed[:_MOST_COMPARED]:
             ends = difference["interval"]
             within = "" if ends is None else f"  [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
             p = "" if difference["p_holm"] is None else f"  p {_p(difference['p_holm'])} (Holm)"
-            words = f"  {readable(difference['judge']):{_WIDEST_NAME}}  {100 * difference['value']:+6.1f}{within}{p}"
+            words = f"  {readable(difference['judge']):{widest}}  {100 * difference['value']:+6.1f}{within}{p}"
             said.append(f"{words}  {difference['of']} pairs")
         if len(listed) > _MOST_COMPARED:
             said.append(f"  ... and {len(listed) - _MOST_COMPARED} more judges, in summary.json")
