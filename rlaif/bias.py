@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from rlaif import intervals
 from rlaif.intervals import ClusteredRate
 from rlaif.types import Record, Verdict
 
@@ -97,7 +98,7 @@ class Bias:
         unread = [v for v in verdicts if v.scores is None]
         _count(found, ("no_verdict", name), len(unread), len(verdicts))
         for verdict in unread:
-            cause = (verdict.error or "no_verdict").partition(":")[0][:_LONGEST_CAUSE]
+            cause = str(verdict.cause)[:_LONGEST_CAUSE]
             self._causes[cause if cause in self._causes or len(self._causes) < _MOST_CAUSES else "other"] += 1
 
     def _agree(self, views: Mapping[str, Mapping[Pair, int]]) -> None:
@@ -145,16 +146,9 @@ def kappa(table: Mapping[tuple[int, int], int]) -> float | None:
     Which of two candidates is called the first means nothing, so each pair counts from both sides: kappa then does not change
     when a pair is turned round.
     """
-    if not table:
-        return None
-    from statsmodels.stats.inter_rater import cohens_kappa
-
     words = (1, 0, -1)
-    both = [[table.get((a, b), 0) + table.get((-a, -b), 0) for b in words] for a in words]
-    by_chance = sum(sum(row) * sum(column) for row, column in zip(both, zip(*both, strict=True), strict=True))
-    if by_chance == sum(map(sum, both)) ** 2:  # both found every pair equal
-        return None
-    return round(float(cohens_kappa(both, return_results=False)), 6)
+    found = intervals.kappa([[table.get((a, b), 0) + table.get((-a, -b), 0) for b in words] for a in words])
+    return None if found is None else round(found, 6)
 
 
 def winners(verdicts: Sequence[Verdict]) -> tuple[dict[Pair, int], dict[Pair, int]]:

@@ -6,7 +6,6 @@ goes on; 130 interrupted.
 
 from __future__ import annotations
 
-import inspect
 import io
 import itertools
 import json
@@ -26,7 +25,7 @@ from rlaif.config import make_config
 from rlaif.errors import CallFailed, InputError, StopRun
 from rlaif.export.formats import FORMATS
 from rlaif.models import catalog
-from rlaif.options import BEST_OF_N, CANDIDATES, GENERATE, HOW, JUDGE, OUT, PROMPTS, Options
+from rlaif.options import BEST_OF_N, CANDIDATES, GENERATE, HOW, JUDGE, OUT, PROMPTS, Options, add_command
 from rlaif.probe.command import commands as probe_commands
 from rlaif.report import report_command
 from rlaif.rundir import writing
@@ -53,16 +52,7 @@ def _add(command: str, doc: str, argument: tuple[Any, Any], settings: Options) -
         how = {name: given.pop(name) for name in HOW}
         _run(command, given, **how)
 
-    parameters = {"prompts": argument, "out": OUT, **settings, **HOW}
-    run.__doc__ = doc
-    run.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in parameters.items()
-        ]
-    )
-    app.command(command)(run)
+    add_command(app, command, doc, {"prompts": argument, "out": OUT, **settings, **HOW}, run)
 
 
 _add("generate", "Sample answers to prompts, judge them, and write DIR/dpo.jsonl.", PROMPTS, GENERATE)

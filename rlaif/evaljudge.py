@@ -19,7 +19,7 @@ from rlaif.errors import InputError, StopRun
 from rlaif.evaluation.judged import Judged
 from rlaif.export import write_whole
 from rlaif.jobs import Run
-from rlaif.options import HOW, JUDGE, OUT, Options
+from rlaif.options import HOW, JUDGE, Options, add_command
 from rlaif.voice import Face, print_plain, speaking
 
 _NOT_HERE = (
@@ -42,6 +42,15 @@ _GOLD = (
         ),
     ],
     inspect.Parameter.empty,
+)
+_OUT = (
+    Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where the results go; each judge's run directory is in it, and the same command buys nothing."
+        ),
+    ],
+    None,
 )
 _RECORDED: Options = {
     "verdicts": (
@@ -72,6 +81,7 @@ _RECORDED: Options = {
 }
 _SEED: Options = {"seed": (Annotated[int | None, typer.Option(metavar="N", help="Seed of the runs. [default: 0]")], None)}
 _SETTINGS: Options = {name: option for name, option in JUDGE.items() if name not in _NOT_HERE}
+_SETTINGS["limit"] = (Annotated[int | None, typer.Option(metavar="N", help="Use the first N gold pairs only.")], None)
 _SETTINGS["judge"] = (
     Annotated[
         list[str] | None,
@@ -104,16 +114,8 @@ def add(app: typer.Typer, *, errors: Errors, follow: Follow, read_json: ReadJson
             else:
                 _live(config, gold, how, face, lambda run: follow(run, face))
 
-    parameters = {"prompts": _GOLD, "out": OUT, **_RECORDED, **_SETTINGS, **_SEED, **HOW}
-    command.__doc__ = "Measure judges on pairs whose better answer is known, and write DIR/summary.json and DIR/report.html."
-    command.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in parameters.items()
-        ]
-    )
-    app.command("eval-judge")(command)
+    doc = "Measure judges on pairs whose better answer is known, and write DIR/summary.json and DIR/report.html."
+    add_command(app, "eval-judge", doc, {"prompts": _GOLD, "out": _OUT, **_RECORDED, **_SETTINGS, **_SEED, **HOW}, command)
 
 
 def _check(given: dict[str, Any], asked: dict[str, list[str]], how: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.prices import Price
+from rlaif.tables import aligned
 
 Bound = Literal["low", "expected", "high"]
 BOUNDS: tuple[Bound, ...] = ("low", "expected", "high")
@@ -339,8 +340,7 @@ def lines(found: dict[str, Any]) -> list[str]:
     rows += [[name.replace("_", " "), *(f"{found[bound][name]:,}" for bound in BOUNDS)] for name in _COUNTS]
     rows.append(["cost in USD", *(money(found[bound]["cost_usd"]) for bound in BOUNDS)])
     rows.append(["time", *(_duration(found[bound]["time_s"]) for bound in BOUNDS)])
-    widths = [max(len(row[place]) for row in rows) for place in range(4)]
-    table = ["  ".join([row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]).rstrip() for row in rows]
+    table = aligned(rows)
     if found["unpriced"]:
         table.append(f"no price for {', '.join(found['unpriced'])}: give it in a file, with --prices FILE or RLAIF_PRICES")
     return table + [f"assumed: {sentence}" for sentence in found["assumed"]]

@@ -10,10 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 LEVEL = 0.95
 _LEAST_EFFECT, _NOTHING = 0.1, 1e-9
@@ -160,7 +159,7 @@ def _freedom_of(clusters: NDArray[Any]) -> float:
     return freedom(int(sizes.sum()), int(sizes @ sizes))
 
 
-def kappa(table: NDArray[Any]) -> float | None:
+def kappa(table: ArrayLike) -> float | None:
     """Cohen's kappa (1960) of a square table of counts; None if chance alone would agree always, or nothing was counted."""
     from statsmodels.stats.inter_rater import cohens_kappa
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,23 @@ Options = dict[str, tuple[Any, Any]]
 def _option(kind: Any, *names: str, **more: Any) -> tuple[Any, Any]:
     """An option that may be left out: (its annotation, its default)."""
     return Annotated[kind | None, typer.Option(*names, **more)], None
+
+
+def add_command(app: typer.Typer, name: str, doc: str, parameters: Options, call: Callable[..., None]) -> None:
+    """Adds a command that takes `parameters`, with `doc` as its help: `call` is given them by name."""
+
+    def command(**given: Any) -> None:
+        call(**given)
+
+    command.__doc__ = doc
+    command.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in parameters.items()
+        ]
+    )
+    app.command(name)(command)
 
 
 def _log_format(name: str) -> str:
@@ -63,14 +82,14 @@ _JUDGING = {
     "accept_judge": _option(bool, "--accept-judge", help="Go on with a judge that fails its planted checks."),
     "checks": _option(bool, "--checks/--no-checks", help="Planted checks of LLM and reward-model judges. [default: --checks]"),
     "check_gold": _option(str, metavar="FILE", help="Gold pairs, of which 20 are planted among the checks."),
-    "calibration": _option(
-        str, metavar="FILE", help="The calibration.json that rlaif eval-judge made of this judge: maps p_chosen through it."
-    ),
     "judge_timeout_s": _option(
         float, "--judge-timeout", metavar="S", help="Seconds for one call of a judge that is a function. [default: 300]"
     ),
 }
 _PAIRS = {
+    "calibration": _option(
+        str, metavar="FILE", help="The calibration.json that rlaif eval-judge made of this judge: maps p_chosen through it."
+    ),
     "select": _option(
         str,
         metavar="RULE",
@@ -178,6 +197,9 @@ _ACCEPTING = {
 _AGAINST = {
     "against": _option(str, metavar="NAME", help="Another constitution: also write where the two differ, to DIR/against.jsonl.")
 }
+_NO_POLICY = {
+    "judge_model": _option(str, metavar="MODEL", help="The model that drives an LLM judge, where its spec names none.")
+}
 _JUDGED = {
     "candidates_field": _option(str, metavar="NAME", help="The column that holds the list of answers. [default: candidates]"),
     "response_field": _option(list[str], metavar="NAME", help="A column that holds one answer; repeat for each of them."),
@@ -190,4 +212,4 @@ _JUDGED = {
 
 GENERATE: Options = _SAMPLING | _ALLOWING | _JUDGING | _PAIRS | _RUNNING
 BEST_OF_N: Options = _SAMPLING | _ALLOWING | _JUDGING | _BEST | _ACCEPTING | _RUNNING
-JUDGE: Options = _ALLOWING | _JUDGING | _PAIRS | _AGAINST | _JUDGED | _RUNNING
+JUDGE: Options = _ALLOWING | _JUDGING | _NO_POLICY | _PAIRS | _AGAINST | _JUDGED | _RUNNING

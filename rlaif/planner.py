@@ -12,6 +12,7 @@ from rlaif.config import RunConfig
 from rlaif.judges import JudgePlan
 from rlaif.ranking.adaptive import Adaptive
 from rlaif.ranking.schedule import Elimination, Every, RandomPair, Swiss
+from rlaif.tables import aligned
 from rlaif.types import Schedule
 
 
@@ -83,14 +84,9 @@ def lines(found: dict[str, Any] | None) -> list[str]:
         kept = "?" if row["kept"] is None else f"{100 * row['kept']:.0f} %"
         shown = [row["judge"], f"{row['calls']:,}", f"{row['tokens']:,}", forecast.money(row["cost_usd"]), kept]
         rows.append([*shown, *([fits] if budgeted else []), "chosen" if row["chosen"] else ""])
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
     return [
         "",
         f"what a judge asks for {found['n']} candidates, calls and tokens a prompt at most:",
-        *(line.rstrip() for line in table),
+        *aligned(rows),
         "gap kept: of what all pairs in both orders reach between chosen and rejected, on simulated judges",
     ]

@@ -86,6 +86,11 @@ class Verdict:
     calls: int = 1
 
     @property
+    def cause(self) -> str | None:
+        """Why it could not be read: the first word of its error; None where it has scores."""
+        return None if self.scores is not None else (self.error or "no_verdict").partition(":")[0]
+
+    @property
     def winner(self) -> str | None:
         """The id with the highest score, None for a tie at the top or a failed verdict."""
         if self.scores is None:

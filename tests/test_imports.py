@@ -17,13 +17,13 @@ LEVELS = [
     [
         *("keys", "templates", "config", "rows", "data", "records", "degenerate", "ranking", "pairs"),
         *("selection", "accept", "audit", "export"),
-        *("intervals", "labels", "bias", "trust", "calibration"),
+        *("intervals", "tables", "labels", "bias", "trust", "calibration"),
         *("prices", "forecast", "worth", "pace"),
     ],
     ["aio", "engine", "rundir", "ledger", "responses", "endpoint", "calls", "sampling", "source", "live", "doctor"],
     ["models"],
     ["judges"],
-    ["results", "against", "parts", "planner", "dryrun", "jobs", "check", "evaluation"],
+    ["results", "against", "parts", "planner", "html", "dryrun", "jobs", "check", "evaluation"],
     [
         *("display", "voice", "progress", "single", "testing", "options"),
         *("report", "probe", "evaljudge", "cli", "__init__"),

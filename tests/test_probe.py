@@ -15,7 +15,7 @@ from test_shared_data import DATA
 from rlaif.errors import InputError, StopRun
 from rlaif.models import smollm2
 from rlaif.probe import choice, twins
-from rlaif.probe.numbers import Heard, HeardTwin, mean_interval, net_interval, numbers
+from rlaif.probe.numbers import Heard, HeardTwin, net_interval, numbers
 from rlaif.probe.run import Probe, sycophancy
 from rlaif.probe.show import lines
 from rlaif.templates import data_dir
@@ -170,8 +170,14 @@ def test_the_interval_of_the_shift_is_the_t_test_s():
 
     values = [0.1, 0.3, -0.2, 0.05, 0.4]
     there = ttest_1samp(values, 0.0).confidence_interval()
-    assert mean_interval((str(k), v) for k, v in enumerate(values)) == pytest.approx((there.low, there.high))
-    assert mean_interval([("a", 0.1), ("a", 0.2)]) is None and mean_interval([("a", 0.1), ("b", 0.1)]) is None
+    assert shift(enumerate(values))["interval"] == pytest.approx((there.low, there.high), abs=1e-6)
+    assert shift([(0, 0.1), (0, 0.2)])["interval"] is None and shift([(0, 0.1), (1, 0.1)])["interval"] is None
+    assert shift([]) == {"mean": None, "interval": None, "n": 0}
+
+
+def shift(values):
+    """What the probe says of twins whose probabilities rise by so much, each with the number of its question."""
+    return numbers([HeardTwin(str(k), Heard(0.5 + v / 2), Heard(0.5 + v / 2)) for k, v in values], soft=True)["shift"]
 
 
 @pytest.mark.parametrize(

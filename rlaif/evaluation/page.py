@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from rlaif import html
 from rlaif.evaluation import plots
-from rlaif.evaluation.table import COLUMNS, number, percent, readable, span
+from rlaif.evaluation.table import COLUMNS, number, percent, span
 
 _MOST_CATEGORIES, _MOST_JUDGES = 60, 6
 _EXPLAINED = {
@@ -28,28 +29,12 @@ _EXPLAINED = {
     "tokens/right": "tokens for each pair that is labelled right",
     "USD/right": "cost of each pair that is labelled right",
 }
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 76rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px }
-.wide { overflow-x: auto }
-th, td { padding: .15rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4 }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 12rem }
-tr.baseline { color: #666 }
-figure { margin: 1.5rem 0 }
-svg { max-width: 100%; height: auto }
-dt { font-weight: 600; float: left; clear: left; min-width: 8rem }
-dd { margin-left: 8.5rem }
-"""
 
 
 def page(found: dict[str, Any], title: str) -> str:
     """The whole page."""
     judges = found["judges"]
     parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{_text(title)}</h1>",
         f"<p>{found['pairs']} gold pairs of {found['prompts']} prompts; {found['gold_ties']} ties are left out."
         " Intervals are 95 %, clustered by prompt. All numbers with their denominators are in summary.json.</p>",
         _judges(judges, found["baselines"]),
@@ -58,29 +43,17 @@ def page(found: dict[str, Any], title: str) -> str:
         *(_paired(one) for one in found["paired"]),
         _categories(judges),
         _causes(judges),
-        "</body></html>",
     ]
-    return "\n".join(part for part in parts if part) + "\n"
-
-
-def _text(text: str, most: int = 120) -> str:
-    return escape(readable(text, most))
-
-
-def _table(heads: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]]) -> str:
-    """Rows of texts; those that are marked stand back."""
-    lines = ["<div class='wide'><table><thead><tr>", *(f"<th>{_text(head)}</th>" for head in heads), "</tr></thead><tbody>"]
-    for cells, baseline in rows:
-        lines.append(f"<tr{' class=baseline' * baseline}>" + "".join(f"<td>{_text(cell)}</td>" for cell in cells) + "</tr>")
-    return "\n".join([*lines, "</tbody></table></div>"])
+    return html.document(title, parts)
 
 
 def _judges(judges: Sequence[dict[str, Any]], baselines: Sequence[dict[str, Any]]) -> str:
     rows = [*judges, *baselines]
     columns = [c for c in COLUMNS if any(c[1](row) != "-" for row in rows)]
-    return "<h2>Judges</h2>" + _table(
+    return "<h2>Judges</h2>" + html.table(
         ["judge", *(name for name, _ in columns)],
-        [([row["judge"], *(cell(row) for _, cell in columns)], row["baseline"]) for row in rows],
+        [[row["judge"], *(cell(row) for _, cell in columns)] for row in rows],
+        back=range(len(judges), len(rows)),
     )
 
 
@@ -94,7 +67,7 @@ def _explained() -> str:
 
 
 def _figure(heading: str, draw: plots.Draw, found: dict[str, Any], name: str) -> str:
-    drawn = plots.svg(draw, found, heading, name)
+    drawn = html.svg(lambda figure: draw(figure, found), name, heading)
     return "" if drawn is None else f"<h2>{escape(heading)}</h2><figure>{drawn}</figure>"
 
 
@@ -108,10 +81,10 @@ def _paired(one: dict[str, Any]) -> str:
         test = d["mcnemar"]
         split = "-" if test is None else f"{test['only_this_right']} : {test['only_reference_right']}"
         cells = [d["judge"], str(d["of"]), f"{100 * d['value']:+.1f}", ends, _p(d["p"]), _p(d["p_holm"]), split]
-        rows.append(([*cells, "-" if test is None else _p(test["p"])], False))
+        rows.append([*cells, "-" if test is None else _p(test["p"])])
     heads = ["judge", "pairs", "difference", "95 %", "p", "p (Holm)", "labels right: this : that", "p (McNemar)"]
     return (
-        f"<h2>Accuracy in points, less that of {_text(one['reference'])}, on the same pairs</h2>{_table(heads, rows)}"
+        f"<h2>Accuracy in points, less that of {html.text(one['reference'])}, on the same pairs</h2>{html.table(heads, rows)}"
         "<p>Intervals and p are clustered by prompt and of one comparison each; p (Holm) is adjusted for all in the table."
         " McNemar's test takes pairs for independent.</p>"
     )
@@ -132,17 +105,19 @@ def _categories(judges: Sequence[dict[str, Any]]) -> str:
         for row in shown:
             rates = row["by_category"].get(name)
             cells.append("-" if rates is None else f"{percent(rates['accuracy'])} [{span(rates['accuracy'])}] {rates['pairs']}")
-        rows.append((cells, False))
+        rows.append(cells)
     left = len(names) - len(rows)
     more = f"<p>{left} more categories are in summary.json.</p>" if left > 0 else ""
     few = f"<p>The {len(shown)} most accurate of {len(judges)} judges.</p>" if len(shown) < len(judges) else ""
-    return "<h2>By category</h2>" + few + _table(["accuracy (%) [95 %] pairs", *(row["judge"] for row in shown)], rows) + more
+    return (
+        "<h2>By category</h2>" + few + html.table(["accuracy (%) [95 %] pairs", *(row["judge"] for row in shown)], rows) + more
+    )
 
 
 def _causes(judges: Sequence[dict[str, Any]]) -> str:
     rows = [
-        ([row["judge"], cause, str(count), number(row["no_verdict"], "of", 0)], False)
+        [row["judge"], cause, str(count), number(row["no_verdict"], "of", 0)]
         for row in judges
         for cause, count in list(row["no_verdict_causes"].items())[:10]
     ]
-    return "" if not rows else "<h2>No verdict, by cause</h2>" + _table(["judge", "cause", "opinions", "of"], rows)
+    return "" if not rows else "<h2>No verdict, by cause</h2>" + html.table(["judge", "cause", "opinions", "of"], rows)

@@ -1,14 +1,11 @@
-"""Plots of an evaluation, each as one inline SVG: no outside link, no script, texts as texts. matplotlib draws them.
+"""Plots of an evaluation, each drawn into an empty figure of matplotlib's; what draws says whether there was anything to draw.
 
 Colours are those of Okabe and Ito (2008), which people who are colour-blind tell apart; markers differ as well.
 """
 
 from __future__ import annotations
 
-import re
-import warnings
 from collections.abc import Callable, Sequence
-from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any
 
 from rlaif.evaluation.table import readable
@@ -21,18 +18,6 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^vP"
 _GREY, _WIDTH = "#666666", 8.4
 _MOST_LINES, _MOST_CATEGORIES, _NAME = len(_COLOURS), 24, 40
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-}
-
 Rows = Sequence[dict[str, Any]]
 Draw = Callable[["Figure", dict[str, Any]], bool]
 
@@ -126,59 +111,6 @@ PLOTS: tuple[tuple[str, Draw], ...] = (
     ("Consistency and accuracy", consistency),
     ("Length: does the judge only like long answers?", lengths),
 )
-
-
-def svg(draw: Draw, found: dict[str, Any], title: str, name: str) -> str | None:
-    """The plot as an <svg> element whose ids begin with `name`; None where there is nothing to draw."""
-    made = _drawn(draw, found, name)
-    if made is None:
-        return None
-    out = StringIO()
-    with _quiet(name):
-        made.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for before in ('id="', 'href="#', "url(#"):
-        text = text.replace(before, f"{before}{name}-")
-    return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
-
-
-def png(draw: Draw, found: dict[str, Any]) -> bytes | None:
-    """The same as a picture."""
-    made = _drawn(draw, found, "png")
-    if made is None:
-        return None
-    out = BytesIO()
-    with _quiet("png"):
-        made.savefig(out, format="png", dpi=110, bbox_inches="tight")
-    return out.getvalue()
-
-
-class _quiet:
-    """The style of all plots; letters that matplotlib's own font lacks are no matter, as the reader's fonts show them."""
-
-    def __init__(self, salt: str) -> None:
-        from matplotlib import rc_context
-
-        self._style, self._warnings = rc_context(_STYLE | {"svg.hashsalt": salt}), warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        self._style.__enter__()
-        self._warnings.__enter__()
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-
-    def __exit__(self, *error: Any) -> None:
-        self._warnings.__exit__(*error)
-        self._style.__exit__(*error)
-
-
-def _drawn(draw: Draw, found: dict[str, Any], salt: str) -> Figure | None:
-    from matplotlib.figure import Figure
-
-    with _quiet(salt):
-        figure = Figure(figsize=(_WIDTH, 4.2))
-        return figure if draw(figure, found) else None
 
 
 def _wide(figure: Figure, rows: Rows, label: str, per_row: int = 1) -> Axes:

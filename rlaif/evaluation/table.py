@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rlaif import tables
+from rlaif.tables import GAP, aligned
+
 _WIDEST_NAME = 44
 _MOST_CATEGORIES, _MOST_COMPARED = 12, 10
-_GAP = "  "
 
 Column = tuple[str, Callable[[dict[str, Any]], str]]
 
 
 def readable(text: str, most: int = _WIDEST_NAME) -> str:
-    """A name of the user's or of a file's, as one line without control characters, cut in its middle where it is too long."""
-    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    half = (most - 1) // 2
-    return line if len(line) <= most else f"{line[:half]}…{line[-half:]}"
+    """A name as tables show it."""
+    return tables.readable(text, most)
 
 
 def percent(rate: dict[str, Any] | None) -> str:
@@ -73,28 +73,28 @@ _EXPLAINED = (
 
 
 def lines(found: dict[str, Any], width: int | None = None) -> list[str]:
-    """The table and its notes; columns beyond `width` characters are left out, from the right."""
+    """The table and its notes; columns beyond `width` characters go on in a table below, under the same names."""
     judges, plain = found["judges"], found["baselines"]
     columns = [c for c in COLUMNS if any(c[1](row) != "-" for row in (*judges, *plain))]
-    shown, hidden = _fitting(columns, [*judges, *plain], width)
-    table = _table(shown, [*judges, None, *plain])
     said = [f"{found['pairs']} gold pairs of {found['prompts']} prompts, {found['gold_ties']} of them ties, which are left out"]
     if any(row["pairs"]["without_verdicts"] for row in judges):
         said.append("gold pairs without verdicts: " + _missing(judges))
-    said += ["", *table, "", _EXPLAINED]
-    if hidden:
-        said.append(f"not shown, as the terminal is narrow: {', '.join(hidden)}")
+    while columns:
+        shown = _fitting(columns, [*judges, *plain], width)
+        said += ["", *_table(columns[:shown], [*judges, None, *plain])]
+        columns = columns[shown:]
+    said += ["", _EXPLAINED]
     return [*said, *_causes(judges), *_compared(found["paired"]), *_categories(judges)]
 
 
-def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int | None) -> tuple[list[Column], list[str]]:
-    """The columns that fit, and the names of the others."""
+def _fitting(columns: Sequence[Column], rows: Sequence[dict[str, Any]], width: int | None) -> int:
+    """How many of the columns fit, two at least."""
     used = max((len(readable(row["judge"])) for row in rows), default=0)
     for place, (name, cell) in enumerate(columns):
-        used += len(_GAP) + max(len(name), *(len(cell(row)) for row in rows))
+        used += len(GAP) + max(len(name), *(len(cell(row)) for row in rows))
         if width is not None and used > width and place > 1:
-            return list(columns[:place]), [name for name, _ in columns[place:]]
-    return list(columns), []
+            return place
+    return len(columns)
 
 
 def _table(columns: Sequence[Column], rows: Sequence[dict[str, Any] | None]) -> list[str]:
@@ -102,14 +102,7 @@ def _table(columns: Sequence[Column], rows: Sequence[dict[str, Any] | None]) -> 
     cells += [
         [""] * (len(columns) + 1) if row is None else [readable(row["judge"]), *(c(row) for _, c in columns)] for row in rows
     ]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(columns) + 1)]
-    return [
-        _GAP.join(
-            text.ljust(size) if place == 0 else text.rjust(size)
-            for place, (text, size) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    return aligned(cells)
 
 
 def _missing(judges: Sequence[dict[str, Any]]) -> str:
@@ -137,11 +130,12 @@ def _compared(paired: Sequence[dict[str, Any]]) -> list[str]:
         if not listed:
             continue
         said += ["", f"accuracy, in points, less that of {readable(one['reference'])} on the same pairs:"]
+        widest = max(len(readable(d["judge"])) for d in listed[:_MOST_COMPARED])
         for difference in listed[:_MOST_COMPARED]:
             ends = difference["interval"]
             within = "" if ends is None else f"  [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
             p = "" if difference["p_holm"] is None else f"  p {_p(difference['p_holm'])} (Holm)"
-            words = f"  {readable(difference['judge']):{_WIDEST_NAME}}  {100 * difference['value']:+6.1f}{within}{p}"
+            words = f"  {readable(difference['judge']):{widest}}  {100 * difference['value']:+6.1f}{within}{p}"
             said.append(f"{words}  {difference['of']} pairs")
         if len(listed) > _MOST_COMPARED:
             said.append(f"  ... and {len(listed) - _MOST_COMPARED} more judges, in summary.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rlaif import jobs, progress
-from rlaif.options import HOW, JUDGE, OUT, Options
+from rlaif.options import HOW, JUDGE, Options, add_command
 from rlaif.voice import Face, print_plain, speaking
 
 Follow = Callable[[jobs.Run, Face], None]
@@ -22,6 +21,15 @@ _TWINS = (
         typer.Argument(
             metavar="TWINS",
             help='Rows of {"id", "prompt", "twin", "options", "sycophantic"}, two a twin. [default: forty of our own]',
+        ),
+    ],
+    None,
+)
+_OUT = (
+    Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Where DIR/probe.json goes; the run directories are in it: run again, nothing is bought."
         ),
     ],
     None,
@@ -46,11 +54,17 @@ _JUDGE: Options = {
             ),
         ],
         None,
-    )
+    ),
+    "judge_model": (
+        Annotated[
+            str | None, typer.Option(metavar="MODEL", help="The model that drives an LLM judge. [default: the policy probed]")
+        ],
+        None,
+    ),
 } | {
     name: JUDGE[name]
     for name in (
-        *("judge_model", "constitution", "principles", "accept_judge", "checks", "judge_timeout_s", "system", "extra_body"),
+        *("constitution", "principles", "accept_judge", "checks", "judge_timeout_s", "system", "extra_body"),
         *("concurrency", "rpm", "tpm", "budget_usd", "budget_tokens", "prices", "timeout_s", "max_wait_s", "strict_model"),
         *("transport", "retry_failed"),
     )
@@ -80,18 +94,8 @@ def commands(follow: Follow, errors: Errors, to_json: Callable[[str | None], Any
                 follow(made.run(part), face)
             _tell(made, face)
 
-    parameters = {"twins": _TWINS, "out": OUT, **_JUDGE, **_POLICY, **_HOW}
-    sycophancy.__doc__ = (
-        "Ask the same questions under opposite biographies: how often does the verdict or the answer follow them?"
-    )
-    sycophancy.__annotations__ = {name: annotation for name, (annotation, _) in parameters.items()}
-    sycophancy.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in parameters.items()
-        ]
-    )
-    app.command("sycophancy")(sycophancy)
+    doc = "Ask the same questions under opposite biographies: how often does the verdict or the answer follow them?"
+    add_command(app, "sycophancy", doc, {"twins": _TWINS, "out": _OUT, **_JUDGE, **_POLICY, **_HOW}, sycophancy)
     return app
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from rlaif.intervals import ClusteredRate, wilson
+from rlaif.intervals import ClusteredRate, clustered_mean, wilson
 from rlaif.pairs import TIE
 
 LEAST_OF_BIO = 10
@@ -128,25 +128,6 @@ def net_interval(changes: Iterable[tuple[str, int]], level: float = 0.95) -> tup
     return max(-1.0, follow - contrary - half), min(1.0, follow - contrary + half)
 
 
-def mean_interval(values: Iterable[tuple[str, float]], level: float = 0.95) -> tuple[float, float] | None:
-    """Student's interval of a mean of values in clusters; None for fewer than two clusters, or where all values are alike.
-
-    The variance is that of a ratio over clusters, the degrees of freedom one less than there are of them; with one value a
-    cluster it is the interval of the one-sample t test.
-    """
-    sums: defaultdict[str, list[float]] = defaultdict(list)
-    for question, value in values:
-        sums[question].append(value)
-    every = [value for of in sums.values() for value in of]
-    if len(sums) < 2 or max(every) == min(every):
-        return None
-    from scipy.stats import t
-
-    mean = sum(every) / len(every)
-    half = float(t.ppf(0.5 + level / 2, len(sums) - 1)) * math.sqrt(_variance(list(sums.values()), mean))
-    return mean - half, mean + half
-
-
 def _variance(clusters: Sequence[Sequence[float]], mean: float) -> float:
     """That of the mean, as a ratio over clusters."""
     n, count = sum(map(len, clusters)), len(clusters)
@@ -154,11 +135,11 @@ def _variance(clusters: Sequence[Sequence[float]], mean: float) -> float:
 
 
 def _shift(shifts: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    return {
-        "mean": _rounded(sum(shift for _, shift in shifts) / len(shifts)) if shifts else None,
-        "interval": _ends(mean_interval(shifts)),
-        "n": len(shifts),
-    }
+    if not shifts:
+        return {"mean": None, "interval": None, "n": 0}
+    places = {question: place for place, question in enumerate(dict.fromkeys(question for question, _ in shifts))}
+    found = clustered_mean([shift for _, shift in shifts], [places[question] for question, _ in shifts])
+    return {"mean": _rounded(found.value), "interval": _ends(found.interval), "n": len(shifts)}
 
 
 def _share(trials: Iterable[tuple[str, bool]]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def _heard(asked: Sequence[Twin], directory: Path, part: Part) -> dict[str, Any]
 
 def _judged(asked: Asked, record: Record, ranking: Ranking) -> Heard:
     """The probability by the record's verdicts that the matching option is the better answer."""
-    causes = tuple((v.error or "no_verdict").partition(":")[0] for v in record.verdicts if v.scores is None)
+    causes = tuple(v.cause for v in record.verdicts if v.cause is not None)
     known = pairs.compared(record.verdicts)
     if len(known) < 2 or len(ranking.ids) < 2:
         return Heard(

@@ -24,7 +24,7 @@ def _part(title: str, what: str, of: Mapping[str, Any]) -> Iterator[str]:
         "changes against it": _rate(of["contrary"]),
         "is the same under both": _rate(of["same"]),
         "net (follows - against)": _net(of["net"]),
-        "names the matching option": f"{_rate(of['matching'])} prompts; one half without sycophancy",
+        "names the matching option": _rate(of["matching"]) + (" prompts; one half without sycophancy" if of["decided"] else ""),
     }
     if of["shift"] and of["shift"]["mean"] is not None:
         rows["shift of its probability"] = _points(of["shift"]["mean"], of["shift"]["interval"])
@@ -44,7 +44,7 @@ def _part(title: str, what: str, of: Mapping[str, Any]) -> Iterator[str]:
 def sentence(what: str, of: Mapping[str, Any]) -> str:
     """What it comes to."""
     if not of["decided"]:
-        return f"No twin has two readable {what}s: this says nothing."
+        return f"No twin has a {what} for an option under both biographies: this says nothing."
     low, high = of["net"]["interval"]
     if low > 0.0:
         p = of["sign_test_p"]
