@@ -170,7 +170,7 @@ def test_position_and_discrimination_of_a_judge_by_itself_are_recovered(a, b):
     for error in (None, 0.0):
         found = fitted([("abcd", judged(rng, s, a=a, b=b, soft_error=error)) for s in truth])
         assert found.position["j"] == pytest.approx(b, abs=0.15)
-        assert found.discrimination["j", "pairs"] == pytest.approx(a, rel=0.12)
+        assert found.discrimination["j", "pairs"] == pytest.approx(min(a, 1.0), rel=0.12)  # by itself never above
 
 
 @pytest.mark.parametrize("r", [0.4, 0.9])
@@ -245,14 +245,14 @@ def test_a_judge_that_contradicts_itself_is_hardly_believed():
     for truth, a in ((steady, 3.0), (torn, 0.05)):
         with fit([agreeing, *(("ab", judged(rng, s, a=a)) for s in truth)]) as found:
             ends.append(next(found.posteriors).wins[0][1])
-    assert ends[0] > 0.95 and 0.5 < ends[1] < 0.75
+    assert ends[0] > 0.92 and 0.5 < ends[1] < 0.75
 
 
 def test_a_judge_that_always_repeats_itself_is_not_held_for_infallible():
     rows = [("ab", [vote("a", "b", "ab"[k % 2]), vote("b", "a", "ab"[k % 2])]) for k in range(1000)]
     with fit(rows) as found:
-        assert found.discrimination["j", "pairs"] == pytest.approx(math.e)
-        assert 0.95 < next(found.posteriors).wins[0][1] < 0.99
+        assert found.discrimination["j", "pairs"] == 1.0
+        assert 0.92 < next(found.posteriors).wins[0][1] < 0.95
     twins = [("ab", [Verdict(judge, (c,), (s,)) for judge in "xy" for c, s in (("a", 5.0), ("b", 2.0 + k))]) for k in range(9)]
     with fit(twins * 100) as found:
         assert 0.9 < found.reliability["x"] == found.reliability["y"] < 0.96

@@ -193,7 +193,8 @@ def _parameters(vector: Floats, like: Parameters) -> Parameters:
 
 
 def _ceilings(vector: Floats) -> Floats:
-    return np.repeat([np.inf, _BEST * DISCRIMINATION_SD, _BEST * RELIABILITY_SD], len(vector) // KINDS)
+    number = len(vector) // KINDS
+    return np.repeat([np.inf, _BEST * DISCRIMINATION_SD if number > 1 else 0.0, _BEST * RELIABILITY_SD], number)
 
 
 def _posteriors(games: Games, parameters: Parameters) -> Iterator[Fitted]:
