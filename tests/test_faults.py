@@ -309,7 +309,7 @@ def endless(new_room: NewRoom, prompts: Path, tmp_path_factory: pytest.TempPathF
 
 
 def labels(place: Any) -> list[dict[str, Any]]:
-    """The rows but for their numbers: what the judge is like is found out from all prompts, and one fewer changes it a little."""
+    """The rows but for their numbers: what the judge is like is found out from all prompts, one fewer changes it a little."""
     return [
         {name: value for name, value in row.items() if not name.startswith(("score", "p_chosen"))}
         for row in read_rows(place.out / "dpo.jsonl")
