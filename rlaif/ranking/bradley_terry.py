@@ -20,7 +20,7 @@ lies in how draws scatter, and means do not: taken as they are they ask for a to
 log evidence expected over the draws, to the second order: `evidence`.
 
 Fitted by Newton's method on sums over the prompts, taken chunk by chunk from a file. The first games alone give the start:
-then two or three passes do, and one more gives the posteriors.
+then one or two passes do, and one more gives the posteriors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ DISCRIMINATION_SD = 0.5
 RELIABILITY_SD = 1.0
 _BEST = 2.0
 _CLOSE, _CLOSE_ENOUGH = 1e-7, 3e-3
-_MOST_STEPS, _MOST_PASSES = 50, 3
+_MOST_STEPS, _MOST_PASSES = 50, 2
 _LONGEST_STEP = 0.5
 _FLATTEST = 0.1
 _EQUAL = 1e-9
