@@ -13,8 +13,9 @@ an error of its own, as much again by half for each order, and the bonus, in poi
 
 and in `hard` and `drawn` the judge gives no probabilities, so that `adaptive` ranks all together twice; `adaptive, rated` is
 what it would do with whole ratings. `stated` is the setting by which the figures of the README are meant; no constant of the
-schedule was chosen by any of the settings. The recorded ones have the scores of real candidates as quality (alpacaeval and
-cai_samples: as shares of the candidates that score less; gsm8k: right or wrong) and the lengths of their texts.
+schedule was chosen by any of the settings. The recorded ones have the lengths of real candidates, and as quality their scores:
+from 0 for the worst to 1 for the best of the prompt, or `by rank`, the share of the file's candidates that score less, by which
+the answers of a prompt may be much alike (gsm8k: right or wrong).
 
 Columns: the calls and tokens of a prompt, in share of all pairs in both orders; gap, the mean true quality of chosen less that
 of rejected, and what share of all pairs' gap that is, with its standard error; right, how often chosen is better than rejected,
@@ -142,19 +143,21 @@ def simulated(setting: Setting, n: int, prompts: int, seed: int) -> Work:
     return Work(setting.name, qualities, _judges(setting, qualities, seed), [float(QUESTION)] * prompts, sizes)
 
 
-def recorded(name: str, most: int, seed: int) -> Work:
-    """A file of real candidates, their scores as qualities."""
+def recorded(name: str, most: int, seed: int, *, within: bool) -> Work:
+    """A file of real candidates: as qualities their scores, from 0 to 1 `within` a prompt or by their rank in the file."""
     rows = list(read_candidates(str(DATA / f"{name}.jsonl.gz")))[:most]
     width = max(len(candidates) for _, candidates in rows)
     rows = [(prompt, candidates) for prompt, candidates in rows if len(candidates) == width]
     scores = np.array([[float(c.score or 0.0) for c in candidates] for _, candidates in rows])
-    if len(np.unique(scores)) > 2:
-        order = np.sort(scores, axis=None)
-        scores = np.searchsorted(order, scores) / (scores.size - 1)
+    if within:
+        lowest, highest = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
+        scores = (scores - lowest) / np.where(highest > lowest, highest - lowest, 1.0)
+    else:
+        scores = np.searchsorted(np.sort(scores, axis=None), scores) / (scores.size - 1)
     qualities = list(scores)
     question = [250.0 + guess_tokens(prompt.text) for prompt, _ in rows]
     answers = [[float(guess_tokens(c.text)) for c in candidates] for _, candidates in rows]
-    return Work(name, qualities, _judges(SETTINGS[0], qualities, seed), question, answers)
+    return Work(name if within else f"{name}, by rank", qualities, _judges(SETTINGS[0], qualities, seed), question, answers)
 
 
 def _judges(setting: Setting, qualities: Sequence[Any], seed: int) -> dict[str, list[SimulatedJudge]]:
@@ -323,7 +326,11 @@ def main() -> None:
     ]
     if DATA.is_dir():
         files = [name for name in ("alpacaeval", "cai_samples", "gsm8k") if name.startswith(given.setting or "")]
-        works += [recorded(name, given.prompts, given.seed) for name in files]
+        works += [
+            recorded(name, given.prompts, given.seed, within=within)
+            for name in files
+            for within in ((True,) if name == "gsm8k" else (True, False))
+        ]
     found = list(rows(works, given.schedule))
     show(table(COLUMNS, [shown for _, shown in found], names=4))
     if given.curves:
