@@ -282,7 +282,7 @@ def draw_curves(figures: Sequence[dict[str, Any]], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "ranking"
+    matplotlib.rcParams.update({"svg.hashsalt": "ranking", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
     places = [(n, form) for n in (8, 16) for form in ("soft", "hard")]
@@ -290,23 +290,24 @@ def draw_curves(figures: Sequence[dict[str, Any]], file: Path) -> None:
     for column, (n, form) in enumerate(places):
         here = [f for f in figures if (f["setting"], f["n"], f["form"]) == ("stated", n, form)]
         for axis, value in zip(axes[:, column], ("kept", "regret"), strict=True):
-            line = sorted(
-                (100 * f["tokens"], f[value]) for f in here if f["schedule"].startswith("adaptive,") and "call" in f["schedule"]
-            )
-            axis.plot(*zip(*line, strict=True), "-o", color="#0072B2", ms=4, lw=1, label="adaptive, by calls")
-            for place, f in enumerate(f for f in here if "calls" not in f["schedule"]):
-                marker, color = (
-                    "sD^vPX*<>"[place % 9],
-                    ["#000000", "#E69F00", "#56B4E9", "#D55E00", "#009E73", "#CC79A7"][place % 6],
+            for head, color in (("adaptive", "#0072B2"), ("some pairs", "#999999")):
+                line = sorted(
+                    (100 * f["tokens"], f[value])
+                    for f in here
+                    if f["schedule"].startswith(f"{head}, ") and "calls" in f["schedule"]
                 )
-                axis.plot(100 * f["tokens"], f[value], marker, color=color, ms=8, label=f["schedule"])
+                axis.plot([x for x, _ in line], [y for _, y in line], "-o", color=color, ms=4, lw=1, label=f"{head}, by calls")
+            for f in here:
+                if f["schedule"] in LOOKS:
+                    marker, color = LOOKS[f["schedule"]]
+                    axis.plot(100 * f["tokens"], f[value], marker, color=color, ms=8, label=f["schedule"])
             axis.set_xscale("log")
             axis.grid(alpha=0.3)
         axes[0, column].set_title(f"n = {n}, {form} verdicts")
         axes[1, column].set_xlabel("judge tokens, % of all pairs in both orders")
     axes[0, 0].set_ylabel("true gap kept, share of all pairs'")
     axes[1, 0].set_ylabel("top-1 regret, in quality")
-    axes[0, -1].legend(fontsize=8, loc="lower right")
+    axes[0, 0].legend(fontsize=8, loc="lower right")
     page.tight_layout()
     page.savefig(file, metadata={"Date": None})
 
