@@ -237,6 +237,14 @@ def test_where_the_model_holds_a_probability_is_how_often_it_is_right(a):
         assert kept == pytest.approx(claimed, abs=4 * math.sqrt(claimed * (1 - claimed) / len(within)) + 0.01)
 
 
+def test_scores_are_of_one_kind_throughout_a_run():
+    """A prompt on which a judge that rates and compares asked for no comparison has strengths beside the others'."""
+    rates = [Verdict("j", (c,), (s,)) for c, s in (("a", 7.0), ("b", 3.0))]
+    fitted = rank([record(rates), record([*rates, vote("a", "b", "a")])], ["ab", "ab"])
+    assert all(ranking.scores == ranking.strengths for ranking in fitted)
+    assert rank([record(rates)], ["ab"])[0].scores == (7.0, 3.0)
+
+
 def test_a_judge_that_contradicts_itself_is_hardly_believed():
     rng = random.Random(8)
     steady, torn = ([drawn(rng, 2) for _ in range(600)] for _ in range(2))

@@ -65,6 +65,8 @@ def test_a_run_maps_its_probabilities_and_drops_what_is_uncertain(tmp_path):
     # The oracle says 1 / (1 + exp(-6 * 0.2)), and three of four are right
     assert {row["p_source"] for row in rows} == {"calibrated"} and {row["judge"] for row in rows} == {one["judge"]}
     assert rows[0]["p_chosen"] == pytest.approx(0.75, abs=0.02)
+    said = command("export", tmp_path / "run", "--format", "raw", "--calibration", good, "--out", tmp_path / "raw", expect=2)[1]
+    assert "'raw'" in said and not (tmp_path / "raw").exists()
     command("export", tmp_path / "run", "--format", "dpo", "--calibration", bad, "--out", tmp_path / "dropped.jsonl")
     assert read_rows(tmp_path / "dropped.jsonl") == []
     assert json.loads((tmp_path / "dropped.jsonl.summary.json").read_text())["dropped"] == {"uncertain": 3}

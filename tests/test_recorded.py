@@ -176,7 +176,7 @@ def test_the_source_changes_with_the_content_the_selection_and_the_grammar(tmp_p
     [
         ("{", "not valid JSON"),
         ("[1]", "must be a JSON object"),
-        ('{"pair_id": 3, "judge": "J", "order": "AB", "verdict": "A"}', "`pair_id` must be a text, got 3"),
+        ('{"pair_id": 3.5, "judge": "J", "order": "AB", "verdict": "A"}', "`pair_id` must be a text, got 3.5"),
         ('{"pair_id": "p", "order": "AB", "verdict": "A"}', "`judge` must be a text, got None"),
         ('{"pair_id": "p", "judge": "J", "verdict": "A"}', "`order` must be AB, BA, pointwise or null, got 'nothing'"),
         ('{"pair_id": "p", "judge": "J", "order": ["AB"], "verdict": "A"}', "`order` must be"),

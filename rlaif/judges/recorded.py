@@ -182,6 +182,8 @@ def _checked(where: str, line: bytes) -> dict[str, Any]:
         raise InputError(f"{where}: not valid JSON: {error.msg}, at character {error.pos + 1}") from None
     if not isinstance(row, dict):
         raise InputError(f"{where}: a line must be a JSON object, got {line[:40].decode('utf-8', 'replace')!r}")
+    if type(row.get("pair_id")) is int:  # as ids of prompts may be
+        row["pair_id"] = str(row["pair_id"])
     for key in ("pair_id", "judge"):
         if not isinstance(row.get(key), str) or not row[key]:
             raise InputError(f"{where}: `{key}` must be a text, got {row.get(key)!r}")

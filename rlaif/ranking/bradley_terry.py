@@ -56,10 +56,14 @@ CHUNK_SIZE = 2**14
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A prompt's posterior: means of the strengths, mean 0, and `wins[i][j]`, the probability that i is better than j."""
+    """A prompt's posterior: means of the strengths, mean 0, and `wins[i][j]`, the probability that i is better than j.
+
+    `rated`: in all of the fit nothing but ratings was said.
+    """
 
     strengths: Sequence[float]
     wins: Sequence[Sequence[float]]
+    rated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +202,7 @@ def _ceilings(vector: Floats) -> Floats:
 
 
 def _posteriors(games: Games, parameters: Parameters) -> Iterator[Fitted]:
+    rated = all(form == "ratings" for _, form in games.instruments)
     for count, blocks in games.chunks():
         rows: list[Fitted] = [_NOTHING] * count
         for block in blocks:
@@ -205,7 +210,7 @@ def _posteriors(games: Games, parameters: Parameters) -> Iterator[Fitted]:
             wins = win_probabilities(block, parameters, found).tolist()
             strengths = (found.mean - found.mean.mean(axis=1, keepdims=True)).tolist() if block.n else found.mean.tolist()
             for prompt, row, won in zip(block.prompts.tolist(), strengths, wins, strict=True):
-                rows[prompt] = Fitted(row, won)
+                rows[prompt] = Fitted(row, won, rated)
         yield from rows
 
 
@@ -220,9 +225,12 @@ def rank(records: Sequence[Record], ranked_ids: Sequence[Sequence[str]]) -> list
 
 
 def ranking(ids: Sequence[str], verdicts: Sequence[Verdict], found: Fitted) -> Ranking:
-    """The ranking of `ids` with their posterior, equal for equals; its scores are the ratings of a lone rating judge."""
+    """The ranking of `ids` with their posterior, equal for equals.
+
+    Its scores are the ratings of a lone rating judge. One that also compares (`adaptive`) has strengths throughout a run.
+    """
     strengths = _evened(found.strengths)
-    scores = _ratings(ids, within(ids, verdicts)) or strengths
+    scores = (_ratings(ids, within(ids, verdicts)) if found.rated else None) or strengths
     return Ranking(tuple(ids), strengths, scores, tuple([tuple(row) for row in found.wins]))
 
 
