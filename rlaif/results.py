@@ -63,7 +63,9 @@ def export(
         config = stored_config(ledger)
         if calibration is not None:
             if asked.form.takes != "pairs":
-                raise InputError(f"--calibration maps the probabilities of pairs, and the format {form!r} has none: leave it out")
+                raise InputError(
+                    f"--calibration maps the probabilities of pairs, and the format {form!r} has none: leave it out"
+                )
             config = config.model_copy(update={"calibration": calibration})
         export = asked.by(config)
         prompts = min(ledger.prompts(), config.limit or ledger.prompts())
