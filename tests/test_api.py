@@ -89,7 +89,7 @@ def test_waiting_twice_runs_once(tmp_path):
 
 
 def test_best_of_n_writes_the_best_answer_of_each(tmp_path):
-    run = rlaif.best_of_n(PROMPTS, policy="fake/oracle", out=tmp_path, n=4)
+    run = rlaif.best_of_n(PROMPTS, policy="fake/oracle", judge="pairwise", out=tmp_path, n=4)
     rows = {row["id"]: row for row in run.to_dataset()}
     assert [*rows] == [p["id"] for p in PROMPTS]
     for record in stored_records(tmp_path):

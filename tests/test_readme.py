@@ -75,8 +75,13 @@ def test_the_line_of_json_is_one_that_is_written() -> None:
 
 def test_every_option_of_the_commands_is_real() -> None:
     helps = "".join(
-        subprocess.run([*COMMAND, name, "--help"], capture_output=True, text=True, check=True, env=environment()).stdout
-        for name in ("generate", "best-of-n", "judge", "export", "check", "status", "doctor")
+        subprocess.run(
+            [*COMMAND, *name.split(), "--help"], capture_output=True, text=True, check=True, env=environment()
+        ).stdout
+        for name in (
+            *("generate", "best-of-n", "judge", "export", "check", "status", "doctor", "report"),
+            *("eval-judge", "probe sycophancy"),
+        )
     )
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in helps, option

@@ -168,10 +168,10 @@ def selected(count: int) -> tuple[int, int]:
 @pytest.mark.slow
 def test_many_records_take_the_memory_of_a_chunk():
     """What is held of a record are its games, some hundred bytes, and they are of one chunk: its objects take 2 kB."""
-    found, few = selected(300)
-    assert found > 280
-    found, many = selected(2300)
-    assert found > 2200 and many - few < 1.5e6
+    found, one_chunk = selected(3000)
+    assert found > 2900
+    found, many = selected(6000)
+    assert found > 5900 and many - one_chunk < 1.5e6
 
 
 def test_each_record_gets_its_own_strengths_and_every_reading_gives_the_same():
