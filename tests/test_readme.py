@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 from helpers import COMMAND, ROW_KEYS, Room, environment
+from typer.testing import CliRunner
+
+from rlaif.cli import app
 
 pytestmark = pytest.mark.slow
 
@@ -74,15 +77,11 @@ def test_the_line_of_json_is_one_that_is_written() -> None:
 
 
 def test_every_option_of_the_commands_is_real() -> None:
-    helps = "".join(
-        subprocess.run(
-            [*COMMAND, *name.split(), "--help"], capture_output=True, text=True, check=True, env=environment()
-        ).stdout
-        for name in (
-            *("generate", "best-of-n", "judge", "export", "check", "status", "doctor", "report"),
-            *("eval-judge", "probe sycophancy"),
-        )
-    )
+    names = [
+        *("generate", "best-of-n", "judge", "export", "check", "status", "doctor", "report"),
+        *("eval-judge", "probe sycophancy"),
+    ]
+    helps = "".join(CliRunner().invoke(app, [*name.split(), "--help"]).stdout for name in names)
     for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)):
         assert option in helps, option
 
