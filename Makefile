@@ -13,7 +13,7 @@ MODEL := $(BIN)/rlaif models get smollm2
 # The small model is no judge, as planted checks find out: --accept-judge goes on all the same, to show the machinery.
 demo: .venv/.installed
 	$(MODEL)
-	$(BIN)/rlaif generate prompts/examples/demo.jsonl --policy smollm2 --out $(DEMO) --limit 10 --max-tokens 200 --accept-judge
+	$(BIN)/rlaif generate prompts/examples/demo.jsonl --policy smollm2 --out $(DEMO) --limit 10 --max-tokens 200 --judge pairwise --accept-judge
 
 test: .venv/.installed-dev
 	$(MODEL)
