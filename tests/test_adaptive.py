@@ -20,6 +20,8 @@ from rlaif.judges import AdaptiveSpec, JurySpec, resolve
 from rlaif.ranking.adaptive import Adaptive, default_calls
 from rlaif.types import Record
 
+pytestmark = pytest.mark.slow
+
 LOGPROBS: dict[str, dict[str, Any]] = {
     "given": {},
     "ignored": {"logprobs": "ignored"},

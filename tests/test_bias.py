@@ -24,6 +24,8 @@ from rlaif.report import page, report
 from rlaif.selection import Selection, parse
 from rlaif.types import Candidate, PreferencePair, Prompt, Record, Verdict
 
+pytestmark = pytest.mark.slow
+
 PROMPT = Prompt("p", ({"role": "user", "content": "q"},))
 TEXTS = {"a": "x" * 10, "b": "x" * 10, "c": "x" * 14, "d": "x" * 100}
 CANDIDATES = tuple(Candidate(name, text) for name, text in TEXTS.items())

@@ -14,6 +14,8 @@ from helpers import command, start, summary, write_rows
 
 from rlaif.evaluation.table import lines
 
+pytestmark = pytest.mark.slow
+
 
 class Done(NamedTuple):
     """What a command said."""

@@ -20,6 +20,8 @@ from rlaif.probe.run import Probe, sycophancy
 from rlaif.probe.show import lines
 from rlaif.templates import data_dir
 
+pytestmark = pytest.mark.slow
+
 # Twin prompts
 
 
