@@ -19,7 +19,7 @@ from rlaif.errors import InputError, StopRun
 from rlaif.evaluation.judged import Judged
 from rlaif.export import write_whole
 from rlaif.jobs import Run
-from rlaif.options import HOW, JUDGE, Options, add_command
+from rlaif.options import HOW, JUDGE, Options, add_command, option
 from rlaif.voice import Face, print_plain, speaking
 
 _NOT_HERE = (
@@ -43,54 +43,28 @@ _GOLD = (
     ],
     inspect.Parameter.empty,
 )
-_OUT = (
-    Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Where the results go; each judge's run directory is in it, and the same command buys nothing."
-        ),
-    ],
-    None,
+_OUT = option(
+    str, metavar="DIR", help="Where the results go; each judge's run directory is in it, and the same command buys nothing."
 )
 _RECORDED: Options = {
-    "verdicts": (
-        Annotated[
-            list[str] | None,
-            typer.Option(
-                metavar="RECORDED",
-                help='Instead of --judge: verdicts that were recorded, rows of {"pair_id", "judge", "order", "verdict"}; repeat'
-                " for more files.",
-            ),
-        ],
-        None,
+    "verdicts": option(
+        list[str],
+        metavar="RECORDED",
+        help='Instead of --judge: verdicts that were recorded, rows of {"pair_id", "judge", "order", "verdict"}; repeat for'
+        " more files.",
     ),
-    "only": (
-        Annotated[
-            list[str] | None,
-            typer.Option(metavar="TEXT", help="Of the recorded judges, those with TEXT in `judge config`; repeat for more."),
-        ],
-        None,
+    "only": option(
+        list[str], metavar="TEXT", help="Of the recorded judges, those with TEXT in `judge config`; repeat for more."
     ),
-    "category": (
-        Annotated[
-            list[str] | None,
-            typer.Option(metavar="PREFIX", help="Only gold pairs whose category begins so; repeat for more."),
-        ],
-        None,
-    ),
+    "category": option(list[str], metavar="PREFIX", help="Only gold pairs whose category begins so; repeat for more."),
 }
-_SEED: Options = {"seed": (Annotated[int | None, typer.Option(metavar="N", help="Seed of the runs. [default: 0]")], None)}
-_SETTINGS: Options = {name: option for name, option in JUDGE.items() if name not in _NOT_HERE}
-_SETTINGS["limit"] = (Annotated[int | None, typer.Option(metavar="N", help="Use the first N gold pairs only.")], None)
-_SETTINGS["judge"] = (
-    Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="JUDGE",
-            help="A name or file in judges/, a YAML spec, or file.py:function; repeat to compare several, each by itself.",
-        ),
-    ],
-    None,
+_SEED: Options = {"seed": option(int, metavar="N", help="Seed of the runs. [default: 0]")}
+_SETTINGS: Options = {name: one for name, one in JUDGE.items() if name not in _NOT_HERE}
+_SETTINGS["limit"] = option(int, metavar="N", help="Use the first N gold pairs only.")
+_SETTINGS["judge"] = option(
+    list[str],
+    metavar="JUDGE",
+    help="A name or file in judges/, a YAML spec, or file.py:function; repeat to compare several, each by itself.",
 )
 
 Errors = Callable[[Face | None], AbstractContextManager[None]]

@@ -296,25 +296,36 @@ def test_rates_change_under_the_run(room: Room) -> None:
     assert rate["accepted"] + rate["refused"] == room.count() and room.log() == []
 
 
-@pytest.mark.slow
 def test_windows_differ_in_when_they_open(new_room: NewRoom) -> None:
     """Ten in any 0.5 s: one request, many late in the first window, early in the second one, and late in it."""
-    fixed, sliding = new_room(), new_room()
-    fixed.set(rates="20", rate_kind="fixed", rate_window_s=0.5, retry_after="none")
-    sliding.set(rates="20", rate_kind="sliding", rate_window_s=0.5, retry_after="none")
+    for kind, expected in {"fixed": [1, 9, 10, 0], "sliding": [1, 9, 1, 9]}.items():
+        window = Behaviour(rates="20", rate_kind=kind, rate_window_s=0.5, retry_after="none")
+        limiter = rates.limiter(window)
+        assert limiter is not None
+        asked = [(0.0, 1), (0.3, 12), (0.55, 12), (0.85, 12)]
+        assert [sum(accepted(limiter, moment) for _ in range(count)) for moment, count in asked] == expected
 
-    async def work(ask: Ask) -> list[list[int]]:
-        met = []
-        for wait, count in ((0, 1), (0.3, 12), (0.25, 12), (0.3, 12)):
-            await asyncio.sleep(wait)
-            replies = await asyncio.gather(*(ask(chat(str(k)), room) for room in (fixed, sliding) for k in range(count)))
-            accepted = [reply[0] == 200 for reply in replies]
-            met.append([sum(accepted[:count]), sum(accepted[count:])])
-        return met
+        room, again = new_room(), rates.limiter(window)
+        room.set(rates="20", rate_kind=kind, rate_window_s=0.5, retry_after="none")
 
-    assert over(fixed, work) == [[1, 1], [9, 9], [10, 1], [0, 9]]
-    for room in (fixed, sliding):
-        assert 20 == room.rate()["accepted"] <= room.rate()["allowed"]
+        async def work(ask: Ask) -> None:
+            for _ in range(4):
+                await asyncio.gather(*(ask(chat(str(k))) for k in range(8)))
+                await asyncio.sleep(0.15)
+
+        over(room, work)
+        log = room.log()
+        came = [entry["time"] - log[0]["time"] for entry in log]
+        assert again is not None and [entry["accepted"] for entry in log] == [accepted(again, moment) for moment in came]
+        assert sum(entry["accepted"] for entry in log) == room.rate()["accepted"] <= room.rate()["allowed"]
+
+
+def accepted(limiter: rates.Limiter, moment: float) -> bool:
+    """Whether a request is accepted that comes then."""
+    free = limiter.free_at(moment) <= moment
+    if free:
+        limiter.take(moment)
+    return free
 
 
 def test_durations_are_written_as_openai_writes_them() -> None:

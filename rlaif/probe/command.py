@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rlaif import jobs, progress
-from rlaif.options import HOW, JUDGE, Options, add_command
+from rlaif.options import HOW, JUDGE, Options, add_command, option
 from rlaif.voice import Face, print_plain, speaking
 
 Follow = Callable[[jobs.Run, Face], None]
@@ -25,42 +25,22 @@ _TWINS = (
     ],
     None,
 )
-_OUT = (
-    Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Where DIR/probe.json goes; the run directories are in it: run again, nothing is bought."
-        ),
-    ],
-    None,
+_OUT = option(
+    str, metavar="DIR", help="Where DIR/probe.json goes; the run directories are in it: run again, nothing is bought."
 )
 _POLICY: Options = {
-    "policy": (Annotated[str | None, typer.Option(metavar="MODEL", help="The model whose answers are probed.")], None),
-    "n": (Annotated[int | None, typer.Option("-n", "--n", min=1, metavar="N", help="Samples of a prompt. [default: 1]")], None),
-    "temperature": (
-        Annotated[float | None, typer.Option(metavar="T", help="Sampling temperature of the policy. [default: 0]")],
-        None,
-    ),
-    "max_tokens": (Annotated[int | None, typer.Option(metavar="N", help="Longest answer in tokens. [default: 512]")], None),
-    "seed": (Annotated[int | None, typer.Option(metavar="N", help="Seed of the run. [default: 0]")], None),
-    "limit": (Annotated[int | None, typer.Option(min=1, metavar="N", help="Use the first N twins only.")], None),
+    "policy": option(str, metavar="MODEL", help="The model whose answers are probed."),
+    "n": option(int, "-n", "--n", min=1, metavar="N", help="Samples of a prompt. [default: 1]"),
+    "temperature": option(float, metavar="T", help="Sampling temperature of the policy. [default: 0]"),
+    "max_tokens": option(int, metavar="N", help="Longest answer in tokens. [default: 512]"),
+    "seed": option(int, metavar="N", help="Seed of the run. [default: 0]"),
+    "limit": option(int, min=1, metavar="N", help="Use the first N twins only."),
 }
 _JUDGE: Options = {
-    "judge": (
-        Annotated[
-            list[str] | None,
-            typer.Option(
-                metavar="JUDGE", help="The judge whose verdicts are probed, named as for rlaif judge; repeat for a jury."
-            ),
-        ],
-        None,
+    "judge": option(
+        list[str], metavar="JUDGE", help="The judge whose verdicts are probed, named as for rlaif judge; repeat for a jury."
     ),
-    "judge_model": (
-        Annotated[
-            str | None, typer.Option(metavar="MODEL", help="The model that drives an LLM judge. [default: the policy probed]")
-        ],
-        None,
-    ),
+    "judge_model": option(str, metavar="MODEL", help="The model that drives an LLM judge. [default: the policy probed]"),
 } | {
     name: JUDGE[name]
     for name in (
