@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rlaif.ranking.bradley_terry import Fit, fit, rank
+from rlaif.ranking.propagation import RELIABILITY
 from rlaif.types import Candidate, Prompt, Record, Verdict
 
 PROMPT = Prompt("p", ({"role": "user", "content": "q"},))
@@ -52,7 +53,7 @@ def fitted(ranked) -> Fit:
 def log_evidence(records: list[Record], b: float, a: float, r: float, scale: float) -> float:
     """Of votes on two candidates and their ratings by two judges, by a sum over the difference, with the documented priors."""
     line = np.linspace(-25.0, 25.0, 2001)
-    total = -0.5 * (b / 2.0) ** 2 - 0.5 * (math.log(a) / 0.5) ** 2 - 0.5 * (math.log(r / (1 - r)) - math.log(3)) ** 2
+    total = -0.5 * (b / 2.0) ** 2 - 0.5 * (math.log(a) / 0.5) ** 2 - 0.5 * (math.log(r / (1 - r)) / 1.5) ** 2
     for one in records:
         density = -0.5 * line**2 / 8.0
         ratings: dict[str, float] = {}
@@ -103,7 +104,7 @@ def test_the_parameters_are_the_mode_of_the_documented_evidence():
         gaps.append(abs(said[2].scores[0] - said[3].scores[0]))
     found = fitted([("ab", r.verdicts) for r in records])
     values = [found.position["j"], found.discrimination["j", "pairs"], found.reliability["r"]]
-    scale = float(np.median(gaps)) / (2**0.5 * 0.6744897501960817)
+    scale = max(float(np.median(gaps)) / (2**0.5 * 0.6744897501960817), float(np.mean(np.square(gaps)) / 2) ** 0.5)
     best = log_evidence(records, *values, scale)
     for k, step in product(range(3), (0.98, 1.02)):
         beside = [value * step if place == k else value for place, value in enumerate(values)]
@@ -182,7 +183,7 @@ def test_the_reliability_of_ratings_is_recovered_beside_another_judge_and_left_a
     assert both.reliability["r"] == pytest.approx(r, abs=0.06) and both.discrimination["j", "pairs"] == pytest.approx(
         1, abs=0.12
     )
-    assert fitted([("abcde", said) for said in rated]).reliability == {"r": 0.75}
+    assert fitted([("abcde", said) for said in rated]).reliability == {"r": RELIABILITY}
 
 
 def test_what_a_judge_does_is_told_apart_by_form():
@@ -333,10 +334,25 @@ def test_ratings_of_two_judges_are_not_averaged_across_their_scales():
 def test_a_gap_of_ratings_is_as_sure_as_it_is_wide_beside_the_run_s_other_gaps():
     assert p_between(record([Verdict("j", (i,), (4.0,)) for i in "ab"])) == 0.5
     near, far = (p_between(record([Verdict("j", ("a", "b"), (x, 1.0))])) for x in (1.1, 100.0))
-    assert near == pytest.approx(far) and near == pytest.approx(0.88, abs=0.01)
+    assert near == pytest.approx(far) and near == pytest.approx(0.75, abs=0.01)
     rows = [record([Verdict("j", ("a", "b"), (x, 1.0))]) for x in (*[2.0] * 9, 3.0, 1.5, 9.0)]
     chances = [found.p(0, 1) for found in rank(rows, ["ab"] * len(rows))]
-    assert chances[0] == pytest.approx(near) and 0.6 < chances[-2] < near < chances[-3] < chances[-1]
+    assert 0.5 < chances[-2] < chances[0] < chances[-3] < chances[-1] < 1.0
+
+
+def test_ratings_that_are_mostly_alike_do_not_make_the_few_that_are_apart_certain():
+    """Nor does one that is off by far make the others say nothing."""
+    alike = [
+        record([Verdict("j", (i,), (x,)) for i, x in zip("ab", (5.0, 5.0 + gap), strict=True)])
+        for gap in [0.5] * 60 + [6.0] * 6
+    ]
+    chances = [found.p(0, 1) for found in rank(alike, ["ab"] * len(alike))]
+    assert 0.35 < chances[0] < 0.45 and 1e-4 < chances[-1] < 0.01
+    off = [
+        record([Verdict("j", (i,), (x,)) for i, x in zip("ab", (5.0, 5.0 + gap), strict=True)]) for gap in [1.0] * 60 + [1e9]
+    ]
+    chances = [found.p(0, 1) for found in rank(off, ["ab"] * len(off))]
+    assert 0.2 < chances[0] < 0.4
 
 
 def test_verdicts_about_candidates_that_are_not_ranked_are_left_out():

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.ranking.posterior import of_one, win_probabilities
-from rlaif.ranking.propagation import Parameters, settle
+from rlaif.ranking.propagation import RELIABILITY, Parameters, settle
 from rlaif.ranking.reading import Reader
 from rlaif.types import Verdict
 
@@ -67,7 +67,7 @@ def log_posterior(grids: Sequence[np.ndarray], ids: str, verdicts: Sequence[Verd
             weight = v.weight * 2.0 / len(v.shown)
             total = total - weight * (won * np.logaddexp(0, -odds) + (1 - won) * np.logaddexp(0, odds))
     for judge, said in ratings.items():
-        r, scale = known.get((judge, "ratings"), (0.75, 2.0))
+        r, scale = known.get((judge, "ratings"), (RELIABILITY, 2.0))
         z = {c: np.mean(given) / scale for c, given in said.items()}
         errors = [z[c] - r**0.5 * at[c] / 2.0 for c in said]
         level = sum(errors) / len(errors)

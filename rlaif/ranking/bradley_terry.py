@@ -6,13 +6,13 @@ all prompts. They maximise the evidence of all verdicts, the strengths integrate
     b     ~ N(0, 2^2), the bonus for the first place, of every instrument that was read in both orders of some pair
     log a ~ N(0, 0.5^2), the discrimination, of every instrument of pairs or lists that was heard often enough of a prompt
             to be held against itself or against another instrument: games that close a circle, or ratings beside them
-    log-odds of r ~ N(those of 0.75, 1), the reliability, of every instrument of ratings that stands beside another one
+    log-odds of r ~ N(0, 1.5^2), the reliability, of every instrument of ratings that stands beside another one
 
-and are b = 0, a = 1, r = 0.75 for others: of those they cannot be known. A judge by itself has an a, too: in simulations with
+and are b = 0, a = 1, r = 0.5 for others: of those they cannot be known. A judge by itself has an a, too: in simulations with
 a from 0.5 to 2 it keeps probabilities as often right as they say, where a = 1 is off by up to 0.06, and little is lost where
 all that it says has errors of its own. A judge that contradicts itself gets a small a, and
 all that it says a probability near one half. Judges of a jury weigh as much as they are worth, and more evidence is more. No
-judge is held to be better than two of the prior's standard deviations above its middle (a = 2.7, r = 0.96): one that always
+judge is held to be better than two of the prior's standard deviations above its middle (a = 2.7, r = 0.95): one that always
 repeats itself may as well repeat an error.
 
 A probability counts as the mean of a draw that was not made. Strengths follow from means alone; but the evidence for a and r
@@ -43,7 +43,7 @@ from rlaif.types import Ranking, Record, Verdict
 
 POSITION_SD = 2.0
 DISCRIMINATION_SD = 0.5
-RELIABILITY_SD = 1.0
+RELIABILITY_SD = 1.5
 _BEST = 2.0
 _CLOSE, _CLOSE_ENOUGH = 1e-7, 3e-3
 _MOST_STEPS, _MOST_PASSES = 50, 2

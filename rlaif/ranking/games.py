@@ -12,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.ranking.reading import MEDIAN_GAP, Block, Floats, Instrument, Layer, Ranked, Rated, Reader
+from rlaif.ranking.reading import Block, Floats, Instrument, Layer, Ranked, Rated, Reader, scale_of
 
 _MOST_GAPS = 2**16
 _MOST_RATINGS = 64  # of a prompt that gaps are taken between: 2,016 of them
@@ -157,9 +157,8 @@ class _Gaps:
             self._every, self._kept = 2 * self._every, thinned
 
     def scale(self) -> float:
-        """The standard deviation of normal ratings whose differences have this median: robust against outliers."""
-        gaps = np.concatenate([gaps for _, gaps in self._kept]) if self._kept else np.zeros(0)
-        return float(min(np.median(gaps) / MEDIAN_GAP, 1e300)) if len(gaps) else 1.0
+        """The standard deviation of the ratings within a prompt, by their gaps: see `scale_of`."""
+        return scale_of(np.concatenate([gaps for _, gaps in self._kept]) if self._kept else np.zeros(0))
 
 
 def _quantiles(ratings: Floats) -> Floats:

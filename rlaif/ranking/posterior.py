@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.ranking.propagation import Parameters, Posterior, cells_of, settle, surplus
-from rlaif.ranking.reading import MEDIAN_GAP, Block, Floats, Rated, Reader
+from rlaif.ranking.reading import Block, Floats, Rated, Reader, scale_of
 from rlaif.types import Verdict
 
 _PRIOR_RATINGS = 4
@@ -59,7 +59,7 @@ def _own_scale(rated: Rated, prior: float | None) -> float:
     ratings = rated.ratings[rated.weight > 0.0]
     if prior is None:
         gaps = np.abs(ratings[:, None] - ratings)
-        return float(np.median(gaps[gaps > 0.0]) / MEDIAN_GAP) if gaps.any() else 1.0
+        return scale_of(gaps[gaps > 0.0])
     apart = ratings - ratings.mean() if len(ratings) else ratings
     return math.sqrt((_PRIOR_RATINGS * prior**2 + float(apart @ apart)) / (_PRIOR_RATINGS + max(len(ratings), 1) - 1))
 

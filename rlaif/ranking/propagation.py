@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from rlaif.ranking.reading import Block, Floats, Ints, Layer, Rated, sums
 
 STRENGTH_SD = 2.0
-RELIABILITY = 0.75
-"""Of one judge by itself the reliability cannot be known: three quarters of the variance of its ratings are quality."""
+RELIABILITY = 0.5
+"""Of one judge by itself the reliability cannot be known: half of the variance of its ratings within a prompt is quality."""
 _OUTLIER = 20.0
 CLOSE = 1e-6
 _ROUGHLY = 0.1

@@ -12,6 +12,7 @@ Ratings of only some of a prompt's candidates, shown together, count by their or
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,8 @@ Instrument = tuple[str, Form]
 Ranked = tuple[Sequence[str], Sequence[Verdict]]
 """The ids of a prompt's candidates that are ranked, and the verdicts on the prompt."""
 
-MEDIAN_GAP = 0.9538725524089  # of two standard normals: sqrt(2) times the upper quartile of one
+_FARTHEST = 20.0  # a gap counts as so many times the median one at most
+_MEDIAN_GAP = 0.9538725524089  # of two standard normals: sqrt(2) times the upper quartile of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,3 +274,17 @@ def _among(known: set[str], verdict: Verdict) -> Verdict:
     kept = [place for place, candidate in enumerate(verdict.shown) if candidate in known]
     scores = None if verdict.scores is None else tuple([verdict.scores[place] for place in kept])
     return replace(verdict, shown=tuple([verdict.shown[place] for place in kept]), scores=scores)
+
+
+def scale_of(gaps: Floats) -> float:
+    """The standard deviation of ratings with these gaps (absolute differences, none of them 0); 1 without any.
+
+    It is that of normal ratings by the median gap, or by the root mean square gap where that is more: where ratings are mostly
+    alike and now and then far apart, their common gaps say little, and taken for a standard deviation they make the far ones
+    certain. A gap counts as 20 times the median at most, so that an outlier does not hide the others.
+    """
+    if not len(gaps):
+        return 1.0
+    middle = float(np.median(gaps))
+    square = float(np.mean(np.square(np.minimum(gaps / middle, _FARTHEST))))
+    return min(middle * max(1.0 / _MEDIAN_GAP, math.sqrt(square / 2.0)), 1e300)
