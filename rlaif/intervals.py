@@ -1,7 +1,9 @@
 """Intervals and tests of rates, means and agreement. Pure.
 
-Wilson's interval, the sign test and cluster-robust means are statsmodels' and scipy's, which are loaded with the first call.
-What these do not have is derived here: a score interval of a rate in clusters, and Cohen's kappa in clusters.
+Cluster-robust means are statsmodels', quantiles and tails are scipy.special's, each loaded with the first call. What every run
+ends with needs no more than scipy.special, since scipy.stats and statsmodels take more than a second to load: Wilson's interval,
+Cohen's kappa and the sign test are written out, and tested against theirs. Derived here is what they do not have: a score
+interval of a rate in clusters, and Cohen's kappa in clusters.
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 @lru_cache(maxsize=4096)  # of many categories, most have the same few counts
 def _score_interval(rate: float, n: float, level: float) -> tuple[float, float]:
-    from statsmodels.stats.proportion import proportion_confint
+    from scipy.special import ndtri
 
-    low, high = proportion_confint(rate * n, n, alpha=1.0 - level, method="wilson")
-    return (0.0 if rate == 0 else max(0.0, float(low))), (1.0 if rate == 1 else min(1.0, float(high)))
+    z2 = float(ndtri(0.5 + level / 2)) ** 2
+    middle, half = rate + z2 / (2 * n), math.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n * n)))
+    low, high = (middle - half) / (1 + z2 / n), (middle + half) / (1 + z2 / n)
+    return (0.0 if rate == 0 else max(0.0, low)), (1.0 if rate == 1 else min(1.0, high))
 
 
 @dataclass(slots=True)
@@ -118,9 +122,9 @@ def freedom(things: int, squares: int) -> float:
 
 @lru_cache(maxsize=4096)
 def _worth(of: float, level: float) -> float:
-    from scipy.stats import norm, t
+    from scipy.special import ndtri, stdtrit
 
-    return float(norm.ppf(0.5 + level / 2) / t.ppf(0.5 + level / 2, of)) ** 2
+    return float(ndtri(0.5 + level / 2) / stdtrit(of, 0.5 + level / 2)) ** 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +148,15 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[int], level: floa
         raise ValueError("the mean of no values")
     if len(np.unique(groups)) < 2 or np.ptp(y) == 0.0:
         return Estimate(float(y.mean()))
-    from scipy.stats import t
+    from scipy.special import stdtr, stdtrit
     from statsmodels.regression.linear_model import OLS
 
     found = OLS(y, np.ones(len(y))).fit(cov_type="cluster", cov_kwds={"groups": groups})
     mean, se, of = float(found.params[0]), float(found.bse[0]), _freedom_of(groups)
     if not se > 0.0:
         return Estimate(mean)
-    half = float(t.ppf(0.5 + level / 2, of)) * se
-    return Estimate(mean, (mean - half, mean + half), float(2.0 * t.sf(abs(mean) / se, of)))
+    half = float(stdtrit(of, 0.5 + level / 2)) * se
+    return Estimate(mean, (mean - half, mean + half), float(2.0 * stdtr(of, -abs(mean) / se)))
 
 
 def _freedom_of(clusters: NDArray[Any]) -> float:
@@ -161,14 +165,16 @@ def _freedom_of(clusters: NDArray[Any]) -> float:
 
 
 def kappa(table: ArrayLike) -> float | None:
-    """Cohen's kappa (1960) of a square table of counts; None if chance alone would agree always, or nothing was counted."""
-    from statsmodels.stats.inter_rater import cohens_kappa
+    """Cohen's kappa (1960) of a square table of counts: the share of agreement beyond that of chance, of what there could be.
 
+    None if chance alone would agree always, or nothing was counted.
+    """
     counts = np.asarray(table, dtype=np.float64)
     total = counts.sum()
-    if not total or math.isclose(float(counts.sum(0) @ counts.sum(1)), total**2):
+    chance = float(counts.sum(0) @ counts.sum(1))
+    if not total or math.isclose(chance, total**2):
         return None
-    return float(cohens_kappa(counts, return_results=False))
+    return float((np.trace(counts) * total - chance) / (total**2 - chance))
 
 
 def clustered_kappa(one: Sequence[int], other: Sequence[int], clusters: Sequence[int], level: float = LEVEL) -> Estimate | None:
@@ -201,18 +207,18 @@ def clustered_kappa(one: Sequence[int], other: Sequence[int], clusters: Sequence
     variance = count / (count - 1) * float(sums @ sums) / len(x) ** 2 if count > 1 else 0.0
     if variance <= 0.0:
         return Estimate(value)
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    half = float(t.ppf(0.5 + level / 2, _freedom_of(groups))) * math.sqrt(variance)
+    half = float(stdtrit(_freedom_of(groups), 0.5 + level / 2)) * math.sqrt(variance)
     return Estimate(value, (max(-1.0, value - half), min(1.0, value + half)))
 
 
 def sign_test(successes: int, n: int) -> float:
-    """P(at least so many successes in n tosses of a fair coin), by scipy. Raises ValueError unless 0 <= successes <= n."""
+    """P(at least so many successes in n tosses of a fair coin). Raises ValueError unless 0 <= successes <= n."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} trials")
-    if n == 0:
+    if successes == 0:
         return 1.0
-    from scipy.stats import binomtest
+    from scipy.special import betainc
 
-    return float(binomtest(successes, n, alternative="greater").pvalue)
+    return float(betainc(successes, n - successes + 1, 0.5))

@@ -31,7 +31,7 @@ LEVELS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 HEAVY = {
-    *("torch", "transformers", "datasets", "pandas", "pyarrow", "ray", "fastapi", "matplotlib", "statsmodels"),
+    *("torch", "transformers", "datasets", "pandas", "pyarrow", "ray", "fastapi", "matplotlib", "statsmodels", "scipy.stats"),
     *("openai", "httpx", "aiohttp", "xllamacpp"),
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "_data" not in path.parts)
@@ -97,8 +97,10 @@ def test_the_engine_sees_protocols_only():
         "import rlaif, contextlib\nfrom rlaif.cli import main\nsys.argv = ['rlaif', '--help']\n"
         "with contextlib.suppress(SystemExit): main()",
         "import rlaif\nrlaif.generate(['q'], policy='openai/m@http://127.0.0.1:9/v1', out='nowhere')",
+        "import rlaif, tempfile\nwith tempfile.TemporaryDirectory() as out:\n"
+        "    rlaif.generate(['q'], policy='fake/oracle', judge='pairwise', judge_model='fake/oracle', out=out, checks=False).wait()",
     ],
-    ids=["import rlaif", "rlaif --help", "describing a run"],
+    ids=["import rlaif", "rlaif --help", "describing a run", "a run without a network"],
 )
 def test_looking_loads_nothing_heavy(code):
     report = f"\nprint(sorted({HEAVY} & set(sys.modules)), file=sys.stderr)"
