@@ -13,6 +13,7 @@ import pytest
 from helpers import Room
 
 os.environ["RLAIF_CHECKS"] = "0"  # calls are counted everywhere; tests/test_checks.py turns planted checks on
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # of hundreds of commands, each would compile the package anew
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
-from helpers import rlaif, write_rows
+from helpers import command, rlaif, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 from test_check import codes, examine, pair, said, text_pair, user
@@ -164,8 +164,8 @@ def test_a_real_tokenizer(tmp_path, real):
     rows = [pair(n) for n in range(4)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     assert "transformers cannot load it" in rlaif("check", path, "--tokenizer", "no/such", expect=2).stderr  # offline
-    assert "0 errors, 0 warnings" in rlaif("check", path, "--tokenizer", "smollm2").stdout
-    assert "dropped" in rlaif("check", path, "--tokenizer", real, "--max-length", 20, expect=1).stdout
+    assert "0 errors, 0 warnings" in command("check", path, "--tokenizer", "smollm2")[0]
+    assert "dropped" in command("check", path, "--tokenizer", real, "--max-length", 20, expect=1)[0]
     merged = codes(examine(tmp_path, [text_pair(prompt="The quest", chosen="ion is it.", rejected="ed one.")], tokenizer=real))
     assert merged == {"boundary": 1}
 

@@ -330,16 +330,6 @@ def test_row(row: Row, place: Place, clean: Place, texts: Place) -> None:
     row.expected(place, texts if row.expected is as_text else clean, summary(place.out))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("failure", ENDLESS)
-def test_faults_that_do_not_end_are_failures_of_their_prompt_alone(endless: Endless, clean: Place, failure: str) -> None:
-    """Rows 6, 7, 13 to 18, 20 and 21, where every attempt of one prompt's sampling fails."""
-    place, thread = endless[failure]
-    thread.join()
-    fails(ENDLESS[failure], asked=(12,))(place, clean, summary(place.out))
-
-
 # Holds and stops, as they are seen
 
 
@@ -593,3 +583,16 @@ def test_a_file_without_prompts_is_refused(room: Room, tmp_path: Path, content: 
     path.write_bytes(content)
     said = Place(room, path, tmp_path / "run").run(expect=2)
     assert "no prompts" in said and room.count() == 0 and not (tmp_path / "run").exists()
+
+
+# Where every attempt fails: begun further up, looked at last
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("failure", ENDLESS)
+def test_faults_that_do_not_end_are_failures_of_their_prompt_alone(endless: Endless, clean: Place, failure: str) -> None:
+    """Rows 6, 7, 13 to 18, 20 and 21, where every attempt of one prompt's sampling fails."""
+    place, thread = endless[failure]
+    thread.join()
+    fails(ENDLESS[failure], asked=(12,))(place, clean, summary(place.out))
