@@ -1,9 +1,9 @@
 """Intervals and tests of rates, means and agreement. Pure.
 
 Cluster-robust means are statsmodels', quantiles and tails are scipy.special's, each loaded with the first call. What every run
-ends with needs no more than scipy.special, since scipy.stats and statsmodels take more than a second to load: Wilson's interval,
-Cohen's kappa and the sign test are written out, and tested against theirs. Derived here is what they do not have: a score
-interval of a rate in clusters, and Cohen's kappa in clusters.
+ends with needs no more than scipy.special, since scipy.stats and statsmodels take more than a second to load: Wilson's
+interval, Cohen's kappa and the sign test are written out, and tested against theirs. Derived here is what they do not have: a
+score interval of a rate in clusters, and Cohen's kappa in clusters.
 """
 
 from __future__ import annotations

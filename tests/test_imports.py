@@ -98,7 +98,7 @@ def test_the_engine_sees_protocols_only():
         "with contextlib.suppress(SystemExit): main()",
         "import rlaif\nrlaif.generate(['q'], policy='openai/m@http://127.0.0.1:9/v1', out='nowhere')",
         "import rlaif, tempfile\nwith tempfile.TemporaryDirectory() as out:\n"
-        "    rlaif.generate(['q'], policy='fake/oracle', judge='pairwise', judge_model='fake/oracle', out=out, checks=False).wait()",
+        "    rlaif.generate(['q'], policy='fake/oracle', judge_model='fake/oracle', out=out, checks=False).wait()",
     ],
     ids=["import rlaif", "rlaif --help", "describing a run", "a run without a network"],
 )
