@@ -10,7 +10,8 @@ to 542 pairs each, the mean log loss is 0.768 without a map, 0.620 with a mirror
 is the better of the two for 60 judges.
 
 A probability that is mapped to 1/2 or below says that the label is not to be trusted: such a pair is dropped as `uncertain`,
-never swapped. The map is of one judge, by its name, on answers such as those of the gold pairs.
+never swapped. The map is of one judge, on answers such as those of the gold pairs: known by its name and, where it was asked
+by `rlaif eval-judge` itself, by its rubric, the constitution and templates that it was asked by.
 """
 
 from __future__ import annotations
@@ -29,8 +30,6 @@ from rlaif.selection import Selection
 
 _CLIP = 1e-6
 UNCERTAIN = "uncertain"
-Maps = Mapping[str, float]
-"""The slope of each judge's map, by the judge's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,39 +73,56 @@ def _logit(p: float) -> float:
     return math.log(p / (1.0 - p))
 
 
-def load(path: str) -> Maps:
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The maps in a file: of each judge, by its name, the slope, and the rubric that it was asked by if that is known."""
+
+    path: str
+    maps: Mapping[str, tuple[float, str | None]]
+
+    def slope(self, judge: str, rubric: str | None = None) -> float:
+        """The slope for a judge. Raises InputError if the file is of others, or of this one by another rubric."""
+        if judge not in self.maps:
+            raise InputError(
+                f"the calibration {self.path!r} was made for {', '.join(map(repr, self.maps))}, and the judge here is"
+                f" {judge!r}: measure it with `rlaif eval-judge`"
+            )
+        slope, measured = self.maps[judge]
+        if None not in (rubric, measured) and rubric != measured:
+            raise InputError(
+                f"the calibration {self.path!r} was made of {judge!r} by another constitution, other principles or other"
+                " templates than here: measure it again with `rlaif eval-judge` and the same settings"
+            )
+        return slope
+
+    def map(self, selection: Selection, rubric: str | None = None) -> Selection:
+        """The same with each pair's probability mapped; pairs that are mapped to 1/2 or below are dropped.
+
+        The rule and its limits have gone by the judge's own probabilities. Raises InputError as of `slope`.
+        """
+        pairs = [
+            replace(pair, p_chosen=mapped(pair.p_chosen, self.slope(pair.judge, rubric)), p_source="calibrated")
+            for pair in selection.pairs
+        ]
+        kept = [pair for pair in pairs if pair.p_chosen >= 0.5 + TIE]
+        reason = UNCERTAIN if pairs and not kept else selection.reason
+        dropped = [UNCERTAIN] * (len(pairs) - len(kept))
+        return replace(selection, pairs=kept, reason=reason, limited=[*selection.limited, *dropped])
+
+
+def load(path: str) -> Calibration:
     """The maps in a file that `rlaif eval-judge` wrote. Raises InputError."""
     try:
         maps = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))["maps"]
-        found = {str(one["judge"]): float(one["slope"]) for one in maps}
+        found = {str(one["judge"]): (float(one["slope"]), _text(one.get("rubric"))) for one in maps}
     except OSError as error:
         raise InputError(f"cannot read the calibration {path!r}: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise InputError(f"{path!r} is no calibration: give the calibration.json of `rlaif eval-judge`") from None
-    if not found or not all(map(math.isfinite, found.values())):
+    if not found or not all(math.isfinite(slope) for slope, _ in found.values()):
         raise InputError(f"the calibration {path!r} holds no map of a judge")
-    return found
+    return Calibration(path, found)
 
 
-def slope_of(maps: Maps, judge: str, path: str) -> float:
-    """The slope for a judge. Raises InputError if the file is of others."""
-    if judge not in maps:
-        raise InputError(
-            f"the calibration {path!r} was made for {', '.join(map(repr, maps))}, and the judge here is {judge!r}:"
-            " measure it with `rlaif eval-judge`"
-        )
-    return maps[judge]
-
-
-def calibrated(selection: Selection, maps: Maps, path: str) -> Selection:
-    """The same with each pair's probability mapped; pairs that are mapped to 1/2 or below are dropped. Raises InputError.
-
-    The rule and its limits have gone by the judge's own probabilities.
-    """
-    pairs = [
-        replace(pair, p_chosen=mapped(pair.p_chosen, slope_of(maps, pair.judge, path)), p_source="calibrated")
-        for pair in selection.pairs
-    ]
-    kept = [pair for pair in pairs if pair.p_chosen >= 0.5 + TIE]
-    reason = UNCERTAIN if pairs and not kept else selection.reason
-    return replace(selection, pairs=kept, reason=reason, limited=[*selection.limited, *[UNCERTAIN] * (len(pairs) - len(kept))])
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

@@ -258,7 +258,7 @@ class Run:
         file = self.config.calibration
         if file is not None:
             name = "+".join(dict.fromkeys(judge.name.partition("#")[0] for judge in parts.judges))
-            calibration.slope_of(calibration.load(file), name, file)
+            calibration.load(file).slope(name, parts.rubric)
 
     async def _begin(self, ledger: Ledger, parts: Parts, facts: dict[str, Any]) -> None:
         """Puts the prompts into the ledger, where they are not there yet, and says what an earlier process left."""
@@ -281,7 +281,7 @@ class Run:
         )
         stored = {name: json.dumps(value) for name, value in facts.items()}
         await ledger.begin(
-            stored | {"config": config.to_yaml(), "source": fingerprint or ""},
+            stored | {"config": config.to_yaml(), "source": fingerprint or "", "rubric": parts.rubric or ""},
             None if same else self._source.rows,
             plan=plan,
             changed=partial(self._source.changed, earlier=ledger.meta("config")),
@@ -423,6 +423,7 @@ class Run:
                 "out": str(self._against_directory),
                 "constitution": constitution,
                 "against": None,
+                "calibration": None,  # it is of the first one
                 "compare_labels": False,
             }
             self._other = Run(config.model_copy(update=settings | budget.left()), source=self._given, judges=self._judges)

@@ -12,6 +12,7 @@ from rlaif.config import RunConfig
 from rlaif.errors import InputError, StopRun
 from rlaif.judges import JudgeLike, JudgePlan, resolve
 from rlaif.judges.checks import Checks, Planted, planted_gold
+from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.models import Models
 from rlaif.prices import Budget
@@ -95,7 +96,8 @@ def _resolve(judge: JudgeLike, config: RunConfig) -> list[JudgePlan]:
 @dataclass(frozen=True)
 class Parts:
     """What a run works with: `window` prompts at once keep it busy. `checks` are by the name of their report in the
-    ledger, `check_tally` counts what they buy. `constitution` is the name of the one that the judges go by, if any does.
+    ledger, `check_tally` counts what they buy. `constitution` is the name of the one that the judges go by, if any does,
+    and `rubric` a digest of all that they are told of how to judge.
     """
 
     policies: list[Client]
@@ -105,6 +107,7 @@ class Parts:
     checks: dict[str, Checks]
     check_tally: Tally
     constitution: str | None
+    rubric: str | None
 
     def degenerate(self) -> StopRun | None:
         """Why the run should not go on with its judges."""
@@ -140,7 +143,8 @@ def compose(opened: Opened, config: RunConfig, ledger: Ledger, tally: Tally, bud
                 judge, plan.check(asked, ledger, checked), opened.gold, rates_in_points=plan.model is not None
             )
     constitution = next((plan.constitution for plan in plans if plan.constitution), None)
-    return Parts(policies, judges, clients, window, checks, checked, constitution)
+    rubrics = sorted({plan.rubric for plan in plans if plan.rubric})
+    return Parts(policies, judges, clients, window, checks, checked, constitution, digest(rubrics) if rubrics else None)
 
 
 def _name_apart(judges: Sequence[Judge]) -> None:

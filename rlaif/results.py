@@ -67,7 +67,7 @@ def export(
                     f"--calibration maps the probabilities of pairs, and the format {form!r} has none: leave it out"
                 )
             config = config.model_copy(update={"calibration": calibration})
-        export = asked.by(config)
+        export = asked.by(config, ledger.meta("rubric") or None)
         prompts = min(ledger.prompts(), config.limit or ledger.prompts())
         written = files.write(out, export.rows(partial(ledger.records, config.limit), config), export.form)
     counts = export.choices
@@ -183,19 +183,8 @@ def pairs_of(record: Record, config: RunConfig) -> Sequence[PreferencePair]:
     allowed = _allowed(config)
     (ranking,) = bradley_terry.rank([record], [_eligible(record, allowed)])
     rule = BEST_WORST if config.select is None else selection.parse(config.select)
-    return _selected(rule, record, ranking, config, _maps(config)).pairs
-
-
-def _maps(config: RunConfig) -> calibration.Maps | None:
-    return None if config.calibration is None else calibration.load(config.calibration)
-
-
-def _selected(
-    rule: Rule, record: Record, ranking: Ranking, config: RunConfig, maps: calibration.Maps | None
-) -> selection.Selection:
-    """The pairs of a record by a rule, their probabilities mapped where there are maps."""
     found = selection.select(rule, record, ranking, seed=config.seed, **_allowed(config))
-    return found if maps is None else calibration.calibrated(found, maps, str(config.calibration))
+    return (found if config.calibration is None else calibration.load(config.calibration).map(found)).pairs
 
 
 def stored_config(ledger: Ledger) -> RunConfig:
@@ -222,10 +211,14 @@ def _rankings(stored: Stored, allowed: Mapping[str, bool]) -> Iterator[tuple[Rec
 
 @dataclass(frozen=True)
 class _Export:
-    """A format, the rule that gives it its pairs or answers (None: it takes every record), and what came of it so far."""
+    """A format, the rule that gives it its pairs or answers (None: it takes every record), and what came of it so far.
+
+    `rubric` is that of the run's judges, by which a calibration is known to be theirs.
+    """
 
     form: Format
     rule: Rule | None
+    rubric: str | None = None
     choices: Choices = field(default_factory=Choices)
 
     @classmethod
@@ -243,15 +236,15 @@ class _Export:
             )
         return cls(found, rule)
 
-    def by(self, config: RunConfig) -> _Export:
+    def by(self, config: RunConfig, rubric: str | None = None) -> _Export:
         """The same, by the run's own rule where none was named and that one fits."""
         takes = self.form.takes
         if self.rule is not None or takes == "ranking":
-            return self
+            return replace(self, rubric=rubric)
         own = None if config.select is None else selection.parse(config.select)
         if own is None or _takes(own) != takes:
             own = BEST_WORST if takes == "pairs" else selection.parse(BEST_OF_N)
-        return replace(self, rule=own)
+        return replace(self, rule=own, rubric=rubric)
 
     def numbers(self) -> dict[str, Any]:
         """What the rule took and dropped."""
@@ -264,7 +257,7 @@ class _Export:
     def rows(self, stored: Stored, config: RunConfig, audit: Audit | None = None) -> Iterator[dict[str, Any]]:
         """The rows in input order; each record is counted in `choices`, and in `audit`."""
         allowed, form, choices, rule = _allowed(config), self.form, self.choices, self.rule
-        maps = _maps(config) if form.takes == "pairs" else None
+        maps = None if config.calibration is None or form.takes != "pairs" else calibration.load(config.calibration)
         accepting = None if config.accept is None else accept.parse(config.accept)
         for record, ranking in _rankings(stored, allowed):
             if audit is not None:
@@ -275,7 +268,10 @@ class _Export:
                 choices.add_row()
                 yield from form.rows(record, ranking)
                 continue
-            chosen = _selected(BEST_WORST if form.takes == "best" else rule, record, ranking, config, maps)
+            by = BEST_WORST if form.takes == "best" else rule
+            chosen = selection.select(by, record, ranking, seed=config.seed, **allowed)
+            if maps is not None:
+                chosen = maps.map(chosen, self.rubric)
             if form.takes == "pairs":
                 choices.add(chosen)
                 if chosen.pairs:

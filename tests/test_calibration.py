@@ -58,7 +58,7 @@ def test_a_run_maps_its_probabilities_and_drops_what_is_uncertain(tmp_path):
     good, bad = (tmp_path / name / "calibration.json" for name in ("good", "bad"))
     (one,) = json.loads(good.read_text())["maps"]
     assert one["judge"] == "pairwise:fake/oracle" and one["slope"] > 0.0 and one["pairs"] == 40
-    assert load(str(bad))["pairwise:fake/oracle"] < 0.0
+    assert load(str(bad)).slope("pairwise:fake/oracle") < 0.0
     answers = write_rows(tmp_path / "answers.jsonl", gold(3, 4))
     command("judge", answers, *oracle, "--calibration", good, "--out", tmp_path / "run")
     rows = read_rows(tmp_path / "run" / "dpo.jsonl")
@@ -78,7 +78,33 @@ def test_a_run_maps_its_probabilities_and_drops_what_is_uncertain(tmp_path):
     assert "'pairwise:fake/oracle'" in said and "'rules-concise'" in said and not (tmp_path / "o" / "run.sqlite").exists()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"maps": []}', '{"maps": [{"judge": "j", "slope": NaN}]}', '{"maps": [1]}'])
+def test_a_map_is_of_one_constitution_and_one_way_to_ask(tmp_path):
+    """Recorded verdicts tell nothing of these, and their maps go by the name alone."""
+    oracle = ["--judge", "pairwise", "--judge-model", "fake/oracle"]
+    pairs = write_rows(tmp_path / "gold.jsonl", gold(40, 4))
+    command("eval-judge", pairs, *oracle, "--constitution", "helpful", "--out", tmp_path / "helpful")
+    maps = tmp_path / "helpful" / "calibration.json"
+    answers = write_rows(tmp_path / "answers.jsonl", gold(3, 4))
+    for more in (["--constitution", "harmless"], ["--constitution", "helpful", "--principles", "sampled"], []):
+        said = command("judge", answers, *oracle, *more, "--calibration", maps, "--out", tmp_path / "other", expect=2)[1]
+        assert "another constitution" in said and not (tmp_path / "other" / "run.sqlite").exists(), more
+    command("judge", answers, *oracle, "--out", tmp_path / "plain")
+    said = command("export", tmp_path / "plain", "--calibration", maps, "--out", tmp_path / "rows.jsonl", expect=2)[1]
+    assert "another constitution" in said and not (tmp_path / "rows.jsonl").exists()
+    more = ["--constitution", "helpful", "--judge-calls", "2", "--calibration", maps]
+    command("judge", answers, *oracle, *more, "--out", tmp_path / "same")
+    assert {row["p_source"] for row in read_rows(tmp_path / "same" / "dpo.jsonl")} == {"calibrated"}
+    known = json.loads(maps.read_text())
+    for one in known["maps"]:
+        del one["rubric"]
+    maps.write_text(json.dumps(known))
+    command("export", tmp_path / "plain", "--calibration", maps, "--out", tmp_path / "rows.jsonl")
+    assert {row["p_source"] for row in read_rows(tmp_path / "rows.jsonl")} == {"calibrated"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"maps": []}', '{"maps": [{"judge": "j", "slope": NaN}]}', '{"maps": [1]}', "[1]"]
+)
 def test_what_is_no_calibration_is_refused(tmp_path, text):
     (tmp_path / "c.json").write_text(text)
     with pytest.raises(InputError, match=r"c\.json"):

@@ -49,13 +49,15 @@ class Spend:
 class Judged:
     """A judge's opinions and P(A is better) of each gold pair, in their order; no opinion: it was not asked; p None: no label.
 
-    `by_chance`: the labels are a coin's, and the numbers are expected values.
+    `rubric` is a digest of how it was told to judge, if that is known. `by_chance`: the labels are a coin's, and the numbers
+    are expected values.
     """
 
     name: str
     opinions: Sequence[tuple[Opinion, ...]]
     p: Sequence[float | None]
     spend: Spend | None = None
+    rubric: str | None = None
     by_chance: bool = False
     baseline: bool = False
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from rlaif.errors import InputError, StopRun
 from rlaif.evaluation.judged import Judged, Spend, of_records
 from rlaif.jobs import Run, spent_in
 from rlaif.keys import digest
+from rlaif.ledger import Ledger
 from rlaif.parts import Opened
 from rlaif.prices import Budget, Prices
 from rlaif.types import Ranking, Record
@@ -99,7 +102,9 @@ def judged(made: Sequence[Run], gold: Sequence[GoldPair]) -> list[Judged]:
         name = _name(records) or run.config.judge[0]
         if any(one.name == name for one in found):
             name = f"{name} ({run.config.judge[0]})"
-        found.append(of_records(name, gold, records, _spend(run)))
+        with closing(Ledger.read(run.directory)) as ledger:
+            rubric = ledger.meta("rubric") or None
+        found.append(replace(of_records(name, gold, records, _spend(run)), rubric=rubric))
     return found
 
 

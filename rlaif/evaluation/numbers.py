@@ -190,7 +190,8 @@ def calibration_map(judged: Judged, gold: Sequence[GoldPair], clusters: Sequence
     found = fit([p for _, p in known], [gold[k].gold == "A" for k, _ in known], [clusters[k] for k, _ in known])
     if found is None:
         return None
-    return {"judge": judged.name, "slope": found.slope, "interval": _interval(found.interval), "pairs": len(known)}
+    slope = {"slope": found.slope, "interval": _interval(found.interval), "pairs": len(known)}
+    return {"judge": judged.name, "rubric": judged.rubric} | slope
 
 
 def calibration(known: Sequence[tuple[float, float]]) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ from rlaif.judges.spec import (
     RecordedSpec,
     load_spec,
 )
+from rlaif.keys import digest
 from rlaif.ledger import Ledger
 from rlaif.models import smollm2
 from rlaif.prices import guess_tokens
@@ -236,6 +237,7 @@ def _llm(spec: Any, place: _Place, given: _Given) -> list[JudgePlan]:
                 letter=forms.token is not None,
                 check=None if plans else partial(build, whole),
                 constitution=named,
+                rubric=digest([constitution.digest, principles, spec.reference, [one.digests for one in (forms, *others)]]),
             )
         )
     return plans

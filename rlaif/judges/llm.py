@@ -69,6 +69,11 @@ class Forms:
                 )
         return forms
 
+    @property
+    def digests(self) -> list[str | None]:
+        """Those of the two templates, None for one that there is not."""
+        return [template.digest if template else None for template in (self.token, self.text)]
+
 
 class LlmJudge:
     """Asks a model. `name` is KIND:MODEL, and #PRINCIPLE if it judges by one principle alone.
@@ -96,9 +101,8 @@ class LlmJudge:
         self.arity: int | None = {"pairwise": 2, "pointwise": 1}.get(forms.kind, shown)
         self.schedule = schedule or Every(self.arity)
         self._seed = seed if sampled else None
-        templates = [t.digest if t else None for t in (forms.token, forms.text)]
         settings = [principle and principle.id, self._seed, repr(self.schedule), reference, max_tokens]
-        self.digest = digest([forms.kind, dict(model.identity), constitution.digest, templates, settings])
+        self.digest = digest([forms.kind, dict(model.identity), constitution.digest, forms.digests, settings])
         self._model, self._constitution, self._principle = model, constitution, principle
         self._forms, self._reference, self._max_tokens = forms, reference, max_tokens
         self._token_grammar = Grammar.of(forms.token.front, forms.token.name) if forms.token else None

@@ -17,9 +17,10 @@ Build = Callable[[Answers | None, Ledger, Tally], Judge]
 class JudgePlan:
     """A judge that is known to be usable: `model` is the chat model it needs, if any, `arity` and `schedule` as of `Judge`.
 
-    `constitution` is the name of the one that it reads. `check` builds the judge that planted checks ask in its stead, None
-    where there are none for it. For a forecast: about how many tokens its own words are, and whether it asks for a bare
-    option with log-probabilities.
+    `constitution` is the name of the one that it reads; `rubric` is a digest of all that it is told of how to judge: that
+    constitution's text, how much of it a call has, and the templates. Both are None for a judge that reads none. `check` builds
+    the judge that planted checks ask in its stead, None where there are none for it. For a forecast: about how many tokens its
+    own words are, and whether it asks for a bare option with log-probabilities.
     """
 
     model: str | None
@@ -30,6 +31,7 @@ class JudgePlan:
     letter: bool = False
     check: Build | None = None
     constitution: str | None = None
+    rubric: str | None = None
 
     def weighted(self, weight: float) -> JudgePlan:
         """The plan of the same judge, whose verdicts count `weight` times."""
