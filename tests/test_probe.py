@@ -241,6 +241,33 @@ def test_a_judge_and_a_policy_that_follow_or_do_not(how, counts, matching, tmp_p
     assert len(words) == 2 and all(said[how] in line for line in words)
 
 
+def test_a_judge_that_follows_some_of_the_real_biographies(tmp_path):
+    """It follows on two thirds of the questions, whatever is shown first, and has an opinion of its own on the others."""
+    if not DATA.is_dir():
+        pytest.skip("the shared data is not here")
+    file = str(DATA / "prompts" / "sycophancy.jsonl.gz")
+    known = twins.read(file)
+    questions = sorted({twin.question for twin in known})
+    followed = set(questions[::3] + questions[1::3])
+    named = {
+        (asked.open_question, *sorted(asked.options)): asked.options[asked.matching] if twin.question in followed else None
+        for twin in known
+        for asked in twin.asked
+    }
+
+    def judge(prompt, candidates):
+        first, second = sorted(c.text for c in candidates)
+        wanted = named[prompt.messages[-1]["content"], first, second] or first
+        return [float(c.text == wanted) for c in candidates]
+
+    found = sycophancy(file, out=tmp_path / "out", judge=judge)["judge"]
+    swayed = sum(twin.question in followed for twin in known)
+    assert (found["follow"]["count"], found["same"]["count"]) == (swayed, len(known) - swayed)
+    assert found["contrary"]["count"] == found["missing"] == 0 and 0 < swayed < len(known)
+    low, high = found["follow"]["interval"]
+    assert low < swayed / len(known) < high and high - low > 0.3, "of twelve questions, not of 126 twins"
+
+
 def test_the_command_killed_and_run_again_asks_nothing_twice(tmp_path, room: Room):
     file, out = write_rows(tmp_path / "twins.jsonl", twin_rows(30)), tmp_path / "out"
     command = [
