@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-from rlaif.bias import Bias, rate
+from rlaif.bias import Bias
 from rlaif.degenerate import KINDS, kind_of
 from rlaif.export import number
 from rlaif.intervals import ClusteredRate
@@ -173,14 +173,14 @@ class Choices:
         edges = list(enumerate(_P_EDGES))[0 if best else 1 :]
         total = sum(self._probabilities)
         return {
-            "longer_chosen": rate(self._after),
+            "longer_chosen": self._after.numbers(),
             "p_win" if best else "p_chosen": {
-                "n": total,
+                "of": total,
                 "bins": [
                     {
                         "from": low,
                         "to": (*_P_EDGES, 1.0)[k + 1],
-                        "n": self._probabilities[k],
+                        "rows": self._probabilities[k],
                         "share": _share(self._probabilities[k], total),
                     }
                     for k, low in edges

@@ -80,7 +80,7 @@ class Bias:
             "by_judge": {name: self._of_judge(name) for name in self._judges},
             "by_length_gap": [self._of_gap(gap) for gap in range(len(GAPS))],
             "agreement": [self._of_two(*two) for two in self._tables],
-            "intransitive": {"triples": triples.trials, "cyclic": triples.successes, **rate(triples)},
+            "intransitive": triples.numbers(),
             "no_verdict": dict(self._causes.most_common()),
         }
 
@@ -112,9 +112,9 @@ class Bias:
     def _of_judge(self, name: str) -> dict[str, Any]:
         ranked = self._rates["first_ranked", name]
         return {
-            **{kind: rate(self._rates[kind, name]) for kind in _OF_JUDGE},
+            **{kind: self._rates[kind, name].numbers() for kind in _OF_JUDGE},
             **(
-                {"first_ranked": rate(ranked) | {"expected": round(self._expected[name] / ranked.trials, 6)}}
+                {"first_ranked": ranked.numbers() | {"expected": round(self._expected[name] / ranked.trials, 6)}}
                 if ranked.trials
                 else {}
             ),
@@ -122,22 +122,11 @@ class Bias:
 
     def _of_gap(self, gap: int) -> dict[str, Any]:
         to = GAPS[gap + 1] if gap + 1 < len(GAPS) else None
-        return {"from": GAPS[gap], "to": to, **{kind: rate(self._rates[kind, gap]) for kind in _OF_GAP}}
+        return {"from": GAPS[gap], "to": to, **{kind: self._rates[kind, gap].numbers() for kind in _OF_GAP}}
 
     def _of_two(self, one: str, other: str) -> dict[str, Any]:
         table = self._tables[one, other]
-        return {"judges": [one, other], **rate(self._rates["agreement", one, other]), "kappa": kappa(table)}
-
-
-def rate(of: ClusteredRate) -> dict[str, Any]:
-    """A rate with its 95 % interval, over `n` trials from so many `prompts`."""
-    interval = of.interval()
-    return {
-        "rate": None if of.rate is None else round(of.rate, 6),
-        "interval": None if interval is None else [round(end, 6) for end in interval],
-        "n": of.trials,
-        "prompts": of.clusters,
-    }
+        return {"judges": [one, other], **self._rates["agreement", one, other].numbers(), "kappa": kappa(table)}
 
 
 def kappa(table: Mapping[tuple[int, int], int]) -> float | None:

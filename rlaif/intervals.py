@@ -18,7 +18,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+_DIGITS = 6
 _LEAST_EFFECT, _NOTHING = 0.1, 1e-9
+
+
+def rounded(value: float | None) -> float | None:
+    """A number as files have it; never -0."""
+    return None if value is None else round(value, _DIGITS) + 0.0
+
+
+def written(interval: Sequence[float] | None) -> list[float] | None:
+    """An interval as files have it."""
+    return None if interval is None else [round(end, _DIGITS) + 0.0 for end in interval]
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -109,6 +120,17 @@ class ClusteredRate:
         estimated = rate not in (0.0, 1.0) and self.trials > self.clusters > 1
         worth = _worth(freedom(self.trials, self._trials2), level) if estimated else 1.0
         return _score_interval(rate, self.independent * worth, level)
+
+    def numbers(self, clusters: str = "prompts") -> dict[str, Any]:
+        """The rate as files have it: `value`, `count` of so many trials, in so many clusters; None for what is not known."""
+        ends = written(self.interval())
+        return {
+            "value": rounded(self.rate),
+            "count": self.successes,
+            "of": self.trials,
+            clusters: self.clusters,
+            "interval": ends,
+        }
 
 
 def freedom(things: int, squares: int) -> float:

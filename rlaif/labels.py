@@ -18,7 +18,7 @@ from itertools import combinations
 from typing import Any
 
 from rlaif import pairs
-from rlaif.intervals import ClusteredRate
+from rlaif.intervals import ClusteredRate, rounded, written
 from rlaif.types import Candidate, Ranking, Record
 
 SURE = 0.8
@@ -104,11 +104,7 @@ class Agreement:
 
 
 def _rate(of: ClusteredRate) -> dict[str, Any]:
-    interval = of.interval()
-    return {
-        "agreement": None if of.rate is None else round(of.rate, 6),
-        "interval": None if interval is None else [round(end, 6) for end in interval],
-    }
+    return {"agreement": rounded(of.rate), "interval": written(of.interval())}
 
 
 def _labelled(record: Record) -> Iterator[tuple[Candidate, Candidate]]:

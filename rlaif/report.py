@@ -45,7 +45,7 @@ def report(directory: Path) -> Iterator[str]:
 def page(name: str, found: Mapping[str, Any]) -> str:
     """The page about the run `name`, from the numbers of `results.examine`."""
     audit = found["audit"]
-    compared = {judge: of["first_shown"] for judge, of in audit["by_judge"].items() if of["first_shown"]["n"]}
+    compared = {judge: of["first_shown"] for judge, of in audit["by_judge"].items() if of["first_shown"]["of"]}
     parts = [
         f"<p>{found['finished']:,} of {found['prompts']:,} prompts are finished; {found['pairs']:,} {_made(found)}.",
         "<br><small>In brackets: 95 % intervals over prompts; n counts verdicts or pairs.</small></p>",
@@ -88,10 +88,10 @@ def _others(audit: Mapping[str, Any]) -> Iterator[str]:
             [*one["judges"], _cell(one), "-" if one["kappa"] is None else f"{one['kappa']:.2f}"] for one in audit["agreement"]
         ]
         yield html.table(["judge", "and judge", "agree where both name a winner", "Cohen's kappa"], rows)
-    if audit["intransitive"]["triples"]:
+    if audit["intransitive"]["of"]:
         told = trust.told(audit["intransitive"], 1)
         yield (
-            f"<p>Of {audit['intransitive']['triples']:,} triples of answers that a judge compared directly {told} go round:"
+            f"<p>Of {audit['intransitive']['of']:,} triples of answers that a judge compared directly {told} go round:"
             " a better than b, b better than c, c better than a. Of a judge that tossed coins it would be 25 %.</p>"
         )
 
@@ -105,11 +105,11 @@ def _gaps(gaps: Sequence[Mapping[str, Any]]) -> str:
 def _rows(audit: Mapping[str, Any]) -> Iterator[str]:
     """What is exported: how often the longer, and how sure."""
     name = "p_win" if "p_win" in audit else "p_chosen"
-    if not (found := audit.get(name)) or not found["n"]:
+    if not (found := audit.get(name)) or not found["of"]:
         return
     yield "<h2>What is exported</h2>"
     yield f"<p>The longer answer is chosen in {_cell(audit['longer_chosen'])} of the comparisons of unequal length.</p>"
-    yield html.table([name, "rows", "share"], [[_span(b), f"{b['n']:,}", f"{b['share']:.1%}"] for b in found["bins"]])
+    yield html.table([name, "rows", "share"], [[_span(b), f"{b['rows']:,}", f"{b['share']:.1%}"] for b in found["bins"]])
     yield _plot(f"rows by {name}", lambda axes: _histogram(axes, name, found["bins"]))
 
 
@@ -120,7 +120,7 @@ def _counts(title: str, what: str, counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def _cell(rate: Mapping[str, Any]) -> str:
-    return f"{trust.told(rate, 1)}, n = {rate['n']:,}" if rate["n"] else "-"
+    return f"{trust.told(rate, 1)}, n = {rate['of']:,}" if rate["of"] else "-"
 
 
 def _span(found: Mapping[str, Any]) -> str:
@@ -169,7 +169,7 @@ def _histogram(axes: Axes, name: str, bins: Sequence[Mapping[str, Any]]) -> None
 
 def _intervals(axes: Axes, places: Any, rates: Sequence[Mapping[str, Any]], *, vertical: bool = True, **how: Any) -> None:
     """Rates as points with their intervals; those of nothing are left out."""
-    known = [(place, rate["rate"], *rate["interval"]) for place, rate in zip(places, rates, strict=True) if rate["n"]]
+    known = [(place, rate["value"], *rate["interval"]) for place, rate in zip(places, rates, strict=True) if rate["of"]]
     if not known:
         return
     at, value, low, high = map(list, zip(*known, strict=True))

@@ -27,13 +27,13 @@ def lines(audit: Mapping[str, Any]) -> Iterator[str]:
     yield from _gaps(audit["by_length_gap"])
     yield from _pairs(audit)
     for one in audit["agreement"]:
-        if one["n"]:
+        if one["of"]:
             sure = "" if one["kappa"] is None else f", kappa {one['kappa']:.2f}"
             yield f"  {_cut(one['judges'][0])} and {_cut(one['judges'][1])} agree on {told(one)} of {one['n']:,} pairs{sure}"
     cyclic = audit["intransitive"]
-    if cyclic["triples"]:
+    if cyclic["of"]:
         yield (
-            f"  of {cyclic['triples']:,} triples compared directly {told(cyclic, 1)} go round (a > b > c > a);"
+            f"  of {cyclic['of']:,} triples compared directly {told(cyclic, 1)} go round (a > b > c > a);"
             f" coins: {RANDOM_CYCLES:.0%}"
         )
     if causes := audit["no_verdict"]:
@@ -48,7 +48,7 @@ def warnings(audit: Mapping[str, Any]) -> Iterator[str]:
         first = found["first_shown"]
         if side := _side(first, 0.5, 0.5):
             which = "first" if side > 0 else "second"
-            share = first["rate"] if side > 0 else 1 - first["rate"]
+            share = first["value"] if side > 0 else 1 - first["value"]
             yield (
                 f"  Careful: {_cut(name)} leans to the answer shown {which}: it named it in {share:.0%} of its comparisons."
                 " Pairs are shown in both orders and corrected for it; one order alone would be wrong."
@@ -62,7 +62,7 @@ def warnings(audit: Mapping[str, Any]) -> Iterator[str]:
             )
     longer = audit.get("longer_chosen")
     if longer and (side := _side(longer, *_LENGTHS)):
-        which, share = ("longer", longer["rate"]) if side > 0 else ("shorter", 1 - longer["rate"])
+        which, share = ("longer", longer["value"]) if side > 0 else ("shorter", 1 - longer["value"])
         yield (
             f"  Careful: the {which} answer is chosen in {share:.0%} of the pairs. A model trained on them learns length first:"
             " compare --select length-matched."
@@ -74,10 +74,10 @@ def warnings(audit: Mapping[str, Any]) -> Iterator[str]:
 
 def told(rate: Rate, digits: int = 0) -> str:
     """A rate and its interval as a person reads them, in per cent."""
-    if rate["rate"] is None:
+    if rate["value"] is None:
         return "-"
     low, high = rate["interval"]
-    return f"{100 * rate['rate']:.{digits}f} % ({100 * low:.{digits}f}-{100 * high:.{digits}f})"
+    return f"{100 * rate['value']:.{digits}f} % ({100 * low:.{digits}f}-{100 * high:.{digits}f})"
 
 
 def _table(judges: Mapping[str, Any]) -> Iterator[str]:
@@ -96,22 +96,22 @@ def _table(judges: Mapping[str, Any]) -> Iterator[str]:
 def _gaps(gaps: list[Any]) -> Iterator[str]:
     """The bins by length gap that anything fell into."""
     kinds = ("first_shown", "flip", "longer")
-    found = [gap for gap in gaps if any(gap[kind]["n"] for kind in kinds)]
+    found = [gap for gap in gaps if any(gap[kind]["of"] for kind in kinds)]
     if found:
         yield "  longer / shorter text"
     for gap in found:
         name = f"  {gap['from']:g} and more" if gap["to"] is None else f"  {gap['from']:g} to {gap['to']:g}"
         yield _row(
-            name, *(told(gap[kind]) for kind in kinds), f"{max(gap[kind]['n'] for kind in kinds):,}".rjust(7) + " verdicts"
+            name, *(told(gap[kind]) for kind in kinds), f"{max(gap[kind]['of'] for kind in kinds):,}".rjust(7) + " verdicts"
         )
 
 
 def _pairs(audit: Mapping[str, Any]) -> Iterator[str]:
     longer = audit.get("longer_chosen")
-    if longer and longer["n"]:
-        yield f"  the longer answer is chosen in {told(longer)} of {longer['n']:,} pairs of unequal length"
+    if longer and longer["of"]:
+        yield f"  the longer answer is chosen in {told(longer)} of {longer['of']:,} pairs of unequal length"
     name = "p_win" if "p_win" in audit else "p_chosen"
-    if (p := audit.get(name)) and p["n"]:
+    if (p := audit.get(name)) and p["of"]:
         below = ", ".join(f"{share:.0%} below {edge}" for edge, share in p["below"].items() if edge != "0.5")
         yield f"  {name}: {below}"
 
@@ -127,7 +127,7 @@ def _cut(name: str) -> str:
 
 
 def _enough(rate: Rate) -> bool:
-    return bool(rate["n"] >= _LEAST_TRIALS and rate["prompts"] >= _LEAST_PROMPTS)
+    return bool(rate["of"] >= _LEAST_TRIALS and rate["prompts"] >= _LEAST_PROMPTS)
 
 
 def _side(rate: Rate, low: float, high: float) -> int:

@@ -56,14 +56,14 @@ def numbers(*records: list[Verdict]) -> dict:
 
 def counted(rate: dict) -> tuple[int, int]:
     """(successes, trials)"""
-    return round((rate["rate"] or 0.0) * rate["n"]), rate["n"]
+    return rate["count"], rate["of"]
 
 
 def test_nothing_counted_is_null_and_not_zero():
     found = numbers()
-    nothing = {"rate": None, "interval": None, "n": 0, "prompts": 0}
+    nothing = {"value": None, "count": 0, "of": 0, "prompts": 0, "interval": None}
     assert found["by_judge"] == {} and found["agreement"] == [] and found["no_verdict"] == {}
-    assert found["intransitive"] == {"triples": 0, "cyclic": 0, **nothing}
+    assert found["intransitive"] == nothing
     assert all(gap[kind] == nothing for gap in found["by_length_gap"] for kind in ("first_shown", "flip", "longer"))
     assert list(trust.lines(found)) == []
 
@@ -121,7 +121,7 @@ def test_principles_are_one_judge_and_judges_are_told_apart():
 def test_a_single_order_says_nothing_of_place():
     """A function that is shown all at once, in the order of the file, is not asked where it looks."""
     found = numbers([vote("ab", "a"), ranking("abc", "abc"), ranking("abcd", "abcd")])["by_judge"]["j"]
-    assert found["first_shown"]["n"] == found["flip"]["n"] == 0 and "first_ranked" not in found
+    assert found["first_shown"]["of"] == found["flip"]["of"] == 0 and "first_ranked" not in found
 
 
 def test_by_length_gap():
@@ -174,13 +174,13 @@ def test_coins_go_round_in_a_quarter_of_the_triples():
         )
     )
     cyclic = found["intransitive"]
-    assert cyclic["triples"] == 1600 and cyclic["interval"][0] < 0.25 < cyclic["interval"][1]
+    assert cyclic["of"] == 1600 and cyclic["interval"][0] < 0.25 < cyclic["interval"][1]
     assert any("coins would" in line for line in trust.warnings(found))
 
 
 def test_memory_does_not_grow_with_judges_and_causes():
     found = numbers(*([Verdict(f"j{k}", ("a",), None, error=f"e{k}: x")] for k in range(300)))
-    assert len(found["by_judge"]) == 17 and found["by_judge"][OTHERS]["no_verdict"]["n"] == 284
+    assert len(found["by_judge"]) == 17 and found["by_judge"][OTHERS]["no_verdict"]["of"] == 284
     assert len(found["no_verdict"]) == 51 and found["no_verdict"]["other"] == 250
 
 
@@ -208,7 +208,7 @@ def test_what_is_exported():
     choices.add(Selection([pair("s", "long", 0.5), pair("longer", "s", 1.0)]))
     found = choices.trust(rule)
     assert counted(found["longer_chosen"]) == (2, 3) and found["longer_chosen"]["prompts"] == 2
-    assert [b["n"] for b in found["p_chosen"]["bins"]] == [1, 1, 0, 0, 0, 2]  # 0.6, as it is written
+    assert [b["rows"] for b in found["p_chosen"]["bins"]] == [1, 1, 0, 0, 0, 2]  # 0.6, as it is written
     assert found["p_chosen"]["below"] == {"0.6": 0.25, "0.7": 0.5, "0.8": 0.5, "0.9": 0.5, "0.95": 0.5}
 
 
@@ -277,14 +277,14 @@ def test_the_audit_of_a_run_by_a_jury_of_functions_and_a_model(tmp_path):
     audit = run.wait()["audit"]
     assert list(audit["by_judge"]) == ["longest", "pairwise:fake/first"]
     first = audit["by_judge"]["pairwise:fake/first"]
-    assert first["first_shown"]["rate"] == first["flip"]["rate"] == 1.0 and first["first_shown"]["prompts"] == 30
+    assert first["first_shown"]["value"] == first["flip"]["value"] == 1.0 and first["first_shown"]["prompts"] == 30
     unequal = sum(len(a) != len(b) for row in rows for a, b in combinations(row["candidates"], 2))
     assert counted(audit["by_judge"]["longest"]["longer"]) == (unequal, unequal)
-    assert audit["agreement"][0]["n"] == 0  # one finds no winner in any pair
+    assert audit["agreement"][0]["of"] == 0  # one finds no winner in any pair
     pairs = read_rows(tmp_path / "out" / "dpo.jsonl")
     longer = [len(r["chosen"][0]["content"]) - len(r["rejected"][0]["content"]) for r in pairs]
     assert counted(audit["longer_chosen"]) == (sum(x > 0 for x in longer), sum(x != 0 for x in longer))
-    assert [b["n"] for b in audit["p_chosen"]["bins"]] == [
+    assert [b["rows"] for b in audit["p_chosen"]["bins"]] == [
         sum(low <= r["p_chosen"] < high for r in pairs)
         for low, high in ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 0.9), (0.9, 0.95), (0.95, 2))
     ]

@@ -148,9 +148,9 @@ def test_figures_by_hand():
     assert [found[kind]["count"] for kind in ("follow", "contrary", "same")] == [6, 1, 3]
     assert found["follow"]["interval"] == found["follow"]["wilson"] == pytest.approx([0.312674, 0.831820], abs=1e-5)
     assert found["net"]["value"] == 0.5
-    assert found["matching"]["count"] == 17 and found["matching"]["n"] == 22
+    assert found["matching"]["count"] == 17 and found["matching"]["of"] == 22
     assert found["sign_test_p"] == pytest.approx(16 / 128)  # 2 (1 + 7) / 2^7
-    assert found["shift"]["mean"] == pytest.approx((6 * 0.7 - 0.7 + 3 * 0.2 + 0.4) / 11, abs=1e-6)
+    assert found["shift"]["value"] == pytest.approx((6 * 0.7 - 0.7 + 3 * 0.2 + 0.4) / 11, abs=1e-6)
     assert found["by_category"]["y"] == {"twins": 4, "follow": 0, "contrary": 1, "same": 3}
     assert numbers([], soft=True)["net"] == {"value": None, "interval": None}
     assert list(lines({"judge": {"names": []} | numbers([], soft=True)}))[-1].endswith("this says nothing.")
@@ -174,7 +174,7 @@ def test_the_interval_of_the_shift_is_the_t_test_s():
     there = ttest_1samp(values, 0.0).confidence_interval()
     assert shift(enumerate(values))["interval"] == pytest.approx((there.low, there.high), abs=1e-6)
     assert shift([(0, 0.1), (0, 0.2)])["interval"] is None and shift([(0, 0.1), (1, 0.1)])["interval"] is None
-    assert shift([]) == {"mean": None, "interval": None, "n": 0}
+    assert shift([]) == {"value": None, "of": 0, "questions": 0, "interval": None}
 
 
 def shift(values):
@@ -218,16 +218,16 @@ def test_a_judge_and_a_policy_that_follow_or_do_not(how, counts, matching, tmp_p
     for part in ("judge", "policy"):
         of = found[part]
         assert (of["follow"]["count"], of["contrary"]["count"], of["same"]["count"]) == counts
-        assert of["matching"]["rate"] == matching
+        assert of["matching"]["value"] == matching
     if how == "both":
         assert found["judge"]["missing"] == found["policy"]["missing"] == 12
         assert found["policy"]["causes"] == {"both": 24} and list(found["judge"]["causes"].values()) == [48]
     else:
         shift = {"follow": 0.8, "contrary": -0.8, "same": 0.0}[how]
-        assert found["judge"]["shift"]["mean"] == pytest.approx(shift, abs=0.06) and found["policy"]["shift"] is None
+        assert found["judge"]["shift"]["value"] == pytest.approx(shift, abs=0.06) and found["policy"]["shift"] is None
         assert sum(of["follow"] for of in found["judge"]["by_category"].values()) == counts[0]
     if how == "same":
-        assert found["policy"]["by_bio"]["coffee"]["rate"] == 1.0 and found["policy"]["by_bio"]["tea"]["rate"] == 0.0
+        assert found["policy"]["by_bio"]["coffee"]["value"] == 1.0 and found["policy"]["by_bio"]["tea"]["value"] == 0.0
     assert json.loads((tmp_path / "out" / "probe.json").read_text()) == found
     before = room.count()
     assert sycophancy(twin_rows(12), **asked) == found and room.count() == before
@@ -347,4 +347,4 @@ def test_the_small_model(tmp_path):
     found = sycophancy(out=tmp_path / "out", judge="pairwise", policy="smollm2", limit=1, max_tokens=8, checks=False)
     assert found["judge"]["decided"] + found["judge"]["undecided"] + found["judge"]["missing"] == 1
     assert found["judge"]["names"] == ["pairwise:smollm2"] and found["policy"]["names"] == ["smollm2"]
-    assert found["judge"]["shift"]["n"] + found["judge"]["missing"] == 1
+    assert found["judge"]["shift"]["of"] + found["judge"]["missing"] == 1

@@ -32,7 +32,7 @@ from typing import Any
 from rlaif.calibration import fit
 from rlaif.data.gold import GoldPair
 from rlaif.evaluation.judged import Judged, Opinion
-from rlaif.intervals import ClusteredRate, Estimate, clustered_kappa, clustered_mean
+from rlaif.intervals import ClusteredRate, Estimate, clustered_kappa, clustered_mean, rounded, written
 from rlaif.pairs import TIE
 
 CLIP = 1e-6
@@ -174,14 +174,8 @@ class _Counting:
             return None
         found = ClusteredRate.of([right for _, right in listed], [self._clusters[k] for k, _ in listed])
         if self._judged.by_chance:
-            return {"value": 0.5, "count": None, "of": found.trials, "prompts": found.clusters, "interval": None}
-        return {
-            "value": _rounded(found.rate),
-            "count": found.successes,
-            "of": found.trials,
-            "prompts": found.clusters,
-            "interval": _interval(found.interval()),
-        }
+            return found.numbers() | {"value": 0.5, "count": None, "interval": None}
+        return found.numbers()
 
 
 def calibration_map(judged: Judged, gold: Sequence[GoldPair], clusters: Sequence[int]) -> dict[str, Any] | None:
@@ -190,7 +184,7 @@ def calibration_map(judged: Judged, gold: Sequence[GoldPair], clusters: Sequence
     found = fit([p for _, p in known], [gold[k].gold == "A" for k, _ in known], [clusters[k] for k, _ in known])
     if found is None:
         return None
-    slope = {"slope": found.slope, "interval": _interval(found.interval), "pairs": len(known)}
+    slope = {"slope": found.slope, "interval": written(found.interval), "pairs": len(known)}
     return {"judge": judged.name, "rubric": judged.rubric} | slope
 
 
@@ -213,7 +207,7 @@ def calibration(known: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
     error = sum(b["pairs"] * abs(b["mean_p"] - b["accuracy"]) for b in listed) / len(known)
     return {
         "of": len(known),
-        "ece": _rounded(error),
+        "ece": rounded(error),
         "bins": [{name: round(value, 6) for name, value in b.items()} for b in listed],
     }
 
@@ -242,10 +236,10 @@ def _mean(values: Sequence[float], clusters: Sequence[int]) -> dict[str, Any] | 
 
 def _estimate(found: Estimate, clusters: Sequence[int]) -> dict[str, Any]:
     return {
-        "value": _rounded(found.value),
+        "value": rounded(found.value),
         "of": len(clusters),
         "prompts": len(set(clusters)),
-        "interval": _interval(found.interval),
+        "interval": written(found.interval),
     }
 
 
@@ -264,11 +258,3 @@ def _spend(judged: Judged, found: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_right_label": round(tokens / right, 1) if tokens is not None and right else None,
         "cost_usd_per_right_label": cost / right if cost is not None and right else None,
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
-def _interval(ends: tuple[float, float] | None) -> list[float] | None:
-    return None if ends is None else [round(end, 6) for end in ends]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from rlaif.intervals import ClusteredRate, clustered_mean, wilson
+from rlaif.intervals import ClusteredRate, clustered_mean, rounded, wilson, written
 from rlaif.pairs import TIE
 
 LEAST_OF_BIO = 10
@@ -85,8 +85,8 @@ def numbers(twins: Sequence[HeardTwin], *, soft: bool) -> dict[str, Any]:
         "causes": dict(Counter(cause for h in heard for cause in h.causes).most_common()),
         **{name: _share((q, c == sign) for q, c in changes) for name, sign in (("follow", 1), ("contrary", -1), ("same", 0))},
         "net": {
-            "value": _rounded((found[1] - found[-1]) / len(changes)) if changes else None,
-            "interval": _ends(net_interval(changes)),
+            "value": rounded((found[1] - found[-1]) / len(changes)) if changes else None,
+            "interval": written(net_interval(changes)),
         },
         "matching": _share((t.question, h.word == 1) for t in twins for h in (t.one, t.other) if h.word),
         "sign_test_p": _sign_test(found[1], found[-1]),
@@ -136,10 +136,10 @@ def _variance(clusters: Sequence[Sequence[float]], mean: float) -> float:
 
 def _shift(shifts: Sequence[tuple[str, float]]) -> dict[str, Any]:
     if not shifts:
-        return {"mean": None, "interval": None, "n": 0}
+        return {"value": None, "of": 0, "questions": 0, "interval": None}
     places = {question: place for place, question in enumerate(dict.fromkeys(question for question, _ in shifts))}
     found = clustered_mean([shift for _, shift in shifts], [places[question] for question, _ in shifts])
-    return {"mean": _rounded(found.value), "interval": _ends(found.interval), "n": len(shifts)}
+    return {"value": rounded(found.value), "of": len(shifts), "questions": len(places), "interval": written(found.interval)}
 
 
 def _share(trials: Iterable[tuple[str, bool]]) -> dict[str, Any]:
@@ -150,13 +150,7 @@ def _share(trials: Iterable[tuple[str, bool]]) -> dict[str, Any]:
     rate = ClusteredRate()
     for of in by_question.values():
         rate.add(sum(of), len(of))
-    return {
-        "count": rate.successes,
-        "rate": None if rate.rate is None else _rounded(rate.rate),
-        "interval": _ends(rate.interval()),
-        "wilson": _ends(wilson(rate.successes, rate.trials) if rate.trials else None),
-        "n": rate.trials,
-    }
+    return rate.numbers("questions") | {"wilson": written(wilson(rate.successes, rate.trials) if rate.trials else None)}
 
 
 def _few(changes: Sequence[int | None]) -> dict[str, int]:
@@ -169,11 +163,3 @@ def _sign_test(follow: int, contrary: int) -> float | None:
     from scipy.stats import binomtest
 
     return float(binomtest(follow, follow + contrary).pvalue)
-
-
-def _ends(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else [_rounded(end) for end in interval]
-
-
-def _rounded(value: float) -> float:
-    return round(value, 6) + 0.0

@@ -26,8 +26,8 @@ def _part(title: str, what: str, of: Mapping[str, Any]) -> Iterator[str]:
         "net (follows - against)": _net(of["net"]),
         "names the matching option": _rate(of["matching"]) + (" prompts; one half without sycophancy" if of["decided"] else ""),
     }
-    if of["shift"] and of["shift"]["mean"] is not None:
-        rows["shift of its probability"] = _points(of["shift"]["mean"], of["shift"]["interval"])
+    if of["shift"] and of["shift"]["value"] is not None:
+        rows["shift of its probability"] = _points(of["shift"]["value"], of["shift"]["interval"])
     for name, told in rows.items():
         yield f"  {name:{_NAME}}  {told}"
     if of["undecided"] or of["missing"]:
@@ -56,10 +56,10 @@ def sentence(what: str, of: Mapping[str, Any]) -> str:
 
 
 def _rate(rate: Mapping[str, Any]) -> str:
-    if rate["rate"] is None:
+    if rate["value"] is None:
         return "-"
     low, high = rate["interval"]
-    return f"{100 * rate['rate']:.0f} % ({100 * low:.0f}-{100 * high:.0f}), {rate['count']:,} of {rate['n']:,}"
+    return f"{100 * rate['value']:.0f} % ({100 * low:.0f}-{100 * high:.0f}), {rate['count']:,} of {rate['of']:,}"
 
 
 def _net(net: Mapping[str, Any]) -> str:
