@@ -311,7 +311,7 @@ def test_the_report_of_a_killed_run_and_of_the_whole_one(tmp_path, room: Room):
     said = "\n".join(report(out))
     ids = re.findall(r'\bid="([^"]*)"', text := (out / "report.html").read_text())
     assert "40 of 40 prompts" in said and text.count("<svg") == 3 and len(ids) == len(set(ids))
-    assert f"of {summary(out)['audit']['longer_chosen']['n']} pairs of unequal length" in said
+    assert f"of {summary(out)['audit']['longer_chosen']['of']} pairs of unequal length" in said
 
 
 def test_a_report_of_no_run_is_refused(tmp_path):
