@@ -29,7 +29,7 @@ def lines(audit: Mapping[str, Any]) -> Iterator[str]:
     for one in audit["agreement"]:
         if one["of"]:
             sure = "" if one["kappa"] is None else f", kappa {one['kappa']:.2f}"
-            yield f"  {_cut(one['judges'][0])} and {_cut(one['judges'][1])} agree on {told(one)} of {one['n']:,} pairs{sure}"
+            yield f"  {_cut(one['judges'][0])} and {_cut(one['judges'][1])} agree on {told(one)} of {one['of']:,} pairs{sure}"
     cyclic = audit["intransitive"]
     if cyclic["of"]:
         yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shlex
 import sqlite3
@@ -14,10 +15,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from io import StringIO
+from multiprocessing import reduction
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from urllib.request import Request, urlopen
 
+import forked
 import pytest
 from server import QUALITY
 
@@ -25,6 +29,8 @@ from rlaif import records
 from rlaif.ledger import Ledger
 from rlaif.types import Record
 
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["rlaif.cli", "aiohttp", "scipy.special"])
 COMMAND = [str(Path(sys.executable).with_name("rlaif"))]
 ROW_KEYS = ["id", "prompt", "chosen", "rejected", "score_chosen", "score_rejected", "p_chosen", "p_source", "judge", "flip"]
 
@@ -109,17 +115,25 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def rlaif(*arguments: object, expect: int = 0, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command; fails unless it ends with the status `expect` and without a traceback."""
-    done = subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=cwd,
-        env=environment(**env),
-    )
+    """Runs the command; fails unless it ends with the status `expect` and without a traceback.
+
+    In a process of its own, forked from one that has loaded the package: loading takes most of the time of a short command.
+    """
+    words = ["rlaif", *map(str, arguments)]
+    with TemporaryFile() as out, TemporaryFile() as err, open(os.devnull, "rb") as nothing:
+        files = [reduction.DupFd(file.fileno()) for file in (nothing, out, err)]
+        process = _FORKS.Process(target=forked.run, args=(words, files, cwd or Path.cwd(), environment(**env)))
+        process.start()
+        process.join(120)
+        if process.is_alive():
+            process.kill()
+            raise subprocess.TimeoutExpired(words, 120)
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode().replace("\r\n", "\n"))
+    done = subprocess.CompletedProcess(words, process.exitcode or 0, *said)
+    process.close()
     assert done.returncode == expect, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
     assert "Traceback" not in done.stderr + done.stdout, done.stderr[-3000:]
     return done
