@@ -1,9 +1,9 @@
 """Intervals and tests of rates, means and agreement. Pure.
 
-Cluster-robust means are statsmodels', quantiles and tails are scipy.special's, each loaded with the first call. What every run
-ends with needs no more than scipy.special, since scipy.stats and statsmodels take more than a second to load: Wilson's
-interval, Cohen's kappa and the sign test are written out, and tested against theirs. Derived here is what they do not have: a
-score interval of a rate in clusters, and Cohen's kappa in clusters.
+Cluster-robust means, Cohen's kappa and the sign test are statsmodels' and scipy's, loaded with the first call. Wilson's
+interval is written out with scipy.special's quantile and tested against statsmodels': every run ends with it, and statsmodels
+and scipy.stats take more than a second to load. Derived here is what they do not have: a score interval of a rate in clusters,
+and Cohen's kappa in clusters.
 """
 
 from __future__ import annotations
@@ -187,16 +187,14 @@ def _freedom_of(clusters: NDArray[Any]) -> float:
 
 
 def kappa(table: ArrayLike) -> float | None:
-    """Cohen's kappa (1960) of a square table of counts: the share of agreement beyond that of chance, of what there could be.
+    """Cohen's kappa (1960) of a square table of counts; None if chance alone would agree always, or nothing was counted."""
+    from statsmodels.stats.inter_rater import cohens_kappa
 
-    None if chance alone would agree always, or nothing was counted.
-    """
     counts = np.asarray(table, dtype=np.float64)
     total = counts.sum()
-    chance = float(counts.sum(0) @ counts.sum(1))
-    if not total or math.isclose(chance, total**2):
+    if not total or math.isclose(float(counts.sum(0) @ counts.sum(1)), total**2):
         return None
-    return float((np.trace(counts) * total - chance) / (total**2 - chance))
+    return float(cohens_kappa(counts, return_results=False))
 
 
 def clustered_kappa(one: Sequence[int], other: Sequence[int], clusters: Sequence[int], level: float = LEVEL) -> Estimate | None:
@@ -236,11 +234,11 @@ def clustered_kappa(one: Sequence[int], other: Sequence[int], clusters: Sequence
 
 
 def sign_test(successes: int, n: int) -> float:
-    """P(at least so many successes in n tosses of a fair coin). Raises ValueError unless 0 <= successes <= n."""
+    """P(at least so many successes in n tosses of a fair coin), by scipy. Raises ValueError unless 0 <= successes <= n."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n} trials")
-    if successes == 0:
+    if n == 0:
         return 1.0
-    from scipy.special import betainc
+    from scipy.stats import binomtest
 
-    return float(betainc(successes, n - successes + 1, 0.5))
+    return float(binomtest(successes, n, alternative="greater").pvalue)

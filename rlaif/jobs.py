@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import accept, against, calibration, degenerate, dryrun, engine, labels, records, results
+from rlaif import accept, against, degenerate, dryrun, engine, labels, records, results
 from rlaif.aio import all_of, iterate
 from rlaif.calls import Tally
 from rlaif.config import RunConfig, make_config
@@ -232,7 +232,7 @@ class Run:
             facts = opened.facts(config)
             check_settings(ledger, facts)
             parts = compose(opened, config, ledger, self.progress.tally, self._budget)
-            self._check_calibration(parts)
+            parts.check_calibration(config.calibration)
             self._budget.check_prices(client.billed for client in parts.clients if not client.free)
             await self._begin(ledger, parts, facts)
             write_whole(self.directory / "config.yaml", config.to_yaml().encode())
@@ -252,13 +252,6 @@ class Run:
                 await models.close()
             finally:
                 ledger.close()
-
-    def _check_calibration(self, parts: Parts) -> None:
-        """Raises InputError if the calibration is not of the run's judge."""
-        file = self.config.calibration
-        if file is not None:
-            name = "+".join(dict.fromkeys(judge.name.partition("#")[0] for judge in parts.judges))
-            calibration.load(file).slope(name, parts.rubric)
 
     async def _begin(self, ledger: Ledger, parts: Parts, facts: dict[str, Any]) -> None:
         """Puts the prompts into the ledger, where they are not there yet, and says what an earlier process left."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlaif import calibration
 from rlaif.calls import Client, Tally
 from rlaif.config import RunConfig
 from rlaif.errors import InputError, StopRun
@@ -108,6 +109,12 @@ class Parts:
     check_tally: Tally
     constitution: str | None
     rubric: str | None
+
+    def check_calibration(self, file: str | None) -> None:
+        """Raises InputError if the calibration, where there is one, is not of these judges."""
+        if file is not None:
+            name = "+".join(dict.fromkeys(judge.name.partition("#")[0] for judge in self.judges))
+            calibration.load(file).slope(name, self.rubric)
 
     def degenerate(self) -> StopRun | None:
         """Why the run should not go on with its judges."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.intervals import kappa, sign_test, wilson
+from rlaif.intervals import sign_test, wilson
 
 
 @pytest.mark.parametrize(
@@ -34,19 +34,13 @@ def test_wilson_holds_its_proportion_and_mirrors(pair):
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95, 0.999])
-def test_what_is_written_out_is_what_the_libraries_give(level):
-    from scipy.stats import binomtest
-    from statsmodels.stats.inter_rater import cohens_kappa
+def test_wilson_is_what_statsmodels_gives(level):
     from statsmodels.stats.proportion import proportion_confint
 
     for n in (1, 2, 7, 30, 1000):
         for successes in {0, 1, n // 3, n - 1, n}:
             given = proportion_confint(successes, n, alpha=1 - level, method="wilson")
             assert wilson(successes, n, level) == pytest.approx(given, abs=1e-12)
-            assert sign_test(successes, n) == pytest.approx(binomtest(successes, n, alternative="greater").pvalue, rel=1e-9)
-    for table in ([[3, 1], [2, 9]], [[0, 4], [5, 0]], [[5, 1, 0], [2, 8, 1], [1, 1, 4]]):
-        assert kappa(table) == pytest.approx(cohens_kappa(table, return_results=False), abs=1e-12)
-    assert kappa([[7, 0], [0, 0]]) is None is kappa([[0, 0], [0, 0]])
 
 
 def test_sign_test():

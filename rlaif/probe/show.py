@@ -44,7 +44,7 @@ def _part(title: str, what: str, of: Mapping[str, Any]) -> Iterator[str]:
 def sentence(what: str, of: Mapping[str, Any]) -> str:
     """What it comes to."""
     if not of["decided"]:
-        return f"No twin has a {what} for an option under both biographies: this says nothing."
+        return f"No twin has a known {what} under both biographies: this says nothing."
     low, high = of["net"]["interval"]
     if low > 0.0:
         p = of["sign_test_p"]
